@@ -1,0 +1,461 @@
+"""DenseNet (Huang et al. 2017, arXiv 1608.06993) in TensorFlow 1.x style: a graph, a session, a loop.
+
+    python Densenet.py                      trains on MNIST, resumes what was stopped
+    python Densenet.py growth_k=24 seed=3   the same with other hyperparameters, as a run of its own
+    python Densenet.py --help               all hyperparameters
+    tensorboard --logdir logs               the curves and the graph
+
+Shapes in comments: N images of a batch, k growth rate, C channels.
+"""
+
+import math
+import os
+import sys
+import types
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported: errors only
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+import mnist_loader
+from ops import (Average_pooling, Batch_Normalization, Concatenation, Drop_out, Global_Average_Pooling, Linear,
+                 Max_Pooling, Relu, conv_layer)
+from support import UserError, settings
+from support.data import normalize
+from support.download import Unavailable
+from support.interruption import Interruption
+from support.report import Report
+from support.run_directory import Checkpoints, RunDirectory
+from support.settings import boolean, file_name, integer, integers, number, one_of, path
+
+# How the data sets are read: name: (prepare_data, data_augmentation).
+DATASETS = {
+    "mnist": (mnist_loader.prepare_data, mnist_loader.data_augmentation),
+    "digits": (mnist_loader.prepare_digits, mnist_loader.data_augmentation),
+}
+
+# What stands before the first block: (side of the kernel, stride, batch normalization and ReLU, padding of the 3×3/2
+# max pooling or None for no pooling).
+STEMS = {
+    "3x3": (3, 1, False, None),
+    "3x3s2": (3, 2, False, None),
+    "5x5s2+pool": (5, 2, False, "VALID"),
+    "7x7s2": (7, 2, False, None),
+    "7x7s2+pool": (7, 2, False, "VALID"),
+    "imagenet": (7, 2, True, "SAME"),  # 224 -> 112 -> 56, as in the paper's table 1
+}
+
+# Networks by name. `first_block` numbers their scopes dense_0, trans_0, … or dense_1, trans_1, …
+_BC = dict(bottleneck=True, compression=0.5, transition_channels=None, stem="3x3",
+           stem_channels=None, first_block=1)
+_IMAGENET = dict(_BC, stem="imagenet")
+NETWORKS = {
+    "densenet_mnist": dict(_BC, blocks=(4, 4, 4), growth_k=16, stem="7x7s2+pool", first_block=0),
+    "densenet_mnist_first": dict(_BC, blocks=(4, 4, 32), growth_k=12, stem="7x7s2+pool", first_block=0),
+    "densenet_40_12": dict(_BC, blocks=(12, 12, 12), growth_k=12, bottleneck=False, compression=1.0, stem_channels=16),
+    "densenet_bc_100_12": dict(_BC, blocks=(16, 16, 16), growth_k=12),
+    "densenet_bc_250_24": dict(_BC, blocks=(41, 41, 41), growth_k=24),
+    "densenet_bc_190_40": dict(_BC, blocks=(31, 31, 31), growth_k=40),
+    "densenet_121": dict(_IMAGENET, blocks=(6, 12, 24, 16), growth_k=32),
+    "densenet_161": dict(_IMAGENET, blocks=(6, 12, 36, 24), growth_k=48),
+    "densenet_169": dict(_IMAGENET, blocks=(6, 12, 32, 32), growth_k=32),
+    "densenet_201": dict(_IMAGENET, blocks=(6, 12, 48, 32), growth_k=32),
+    "densenet_full": dict(_BC, blocks=(6, 12, 48, 32), growth_k=24, stem="7x7s2+pool"),
+    "densenet_full_cifar": dict(_BC, blocks=(6, 12, 48, 32), growth_k=24, stem="7x7s2"),
+}
+
+# ---- Hyperparameters: edit them here, or override any of them for one run (growth_k=24 on the command line). ----
+# None: the data set's own default, in the table below. What is changed from it becomes part of the run's name.
+
+mode: one_of(("train",)) = "train"  # what to do
+
+# Data
+dataset: one_of(tuple(DATASETS)) = "mnist"  # what to train on
+data_dir: path() = "data"  # where data sets are sought, in its folder of the data set's name first; downloads go there
+digits_stand_in: boolean() = True  # without MNIST, train on the small digits inside scikit-learn instead of stopping
+validation_size: integer(0, 1000000) = None  # training images held out to choose by; 0 for none
+augmentation: boolean() = None  # shift training images at random
+
+# Network
+network: one_of(tuple(NETWORKS)) = None  # one of the networks above; the constants of this group change parts of it
+blocks: integers(1, 256, most=8) = None  # layers in each dense block; the last one is followed by the classifier
+growth_k: integer(1, 512) = None  # growth rate k: feature maps that each layer adds
+bottleneck: boolean() = None  # a 1x1 convolution to 4k before each 3x3 convolution
+compression: number(0.01, 1.0) = None  # share of its channels that a transition keeps
+transition_channels: integer(1, 65536) = None  # channels of every transition instead; k as first described
+stem: one_of(tuple(STEMS)) = None  # what stands before the first block
+stem_channels: integer(1, 4096) = None  # its channels; None in a network: 2k
+dropout_rate: number(0.0, 0.95) = None  # share of activations zeroed after each convolution but the first
+
+# Training
+optimizer: one_of(("adam", "momentum")) = None  # momentum: Nesterov's, 0.9, and the paper's recipe with it
+init_learning_rate: number(1e-8, 100.0) = None  # before any decay
+schedule: one_of(("constant", "steps", "cosine")) = None  # steps: divided by 10 at 50% and 75% of the epochs
+warmup: number(0.0, 0.9) = None  # share of the steps in which the rate rises from 0 first
+epsilon: number(1e-12, 1.0) = None  # Adam's, added to the denominator
+weight_decay: number(0.0, 1.0) = None  # L2: this times each trainable variable is added to its gradient
+batch_size: integer(1, 65536) = None  # images in a step
+total_epochs: integer(1, 100000) = None  # passes over the training images; raise it to go on with a finished run
+seed: integer(0, 2 ** 31 - 1) = None  # of weights, order, augmentation and dropout
+
+# Where a run writes, relative to where the command is run
+log_dir: path() = "logs"  # TensorBoard's curves and graph
+model_dir: path() = "model"  # checkpoints and results
+run_name: file_name() = None  # None: the data set and what was changed
+checkpoint_minutes: number(0.01, 100000.0) = 10.0  # saved at least this often, and after each epoch
+test_every_epoch: boolean() = False  # for those who want the curve; choose nothing by it
+
+# What None means, for each data set. Chosen on the validation split; README.md says what was tried.
+_COMMON = dict(augmentation=True, dropout_rate=0.0, optimizer="adam", schedule="cosine", warmup=0.1, epsilon=1e-8,
+               weight_decay=0.0, seed=0)
+DEFAULTS = {
+    "mnist": dict(_COMMON, network="densenet_mnist", init_learning_rate=5e-3, batch_size=100, total_epochs=20,
+                  validation_size=5000),
+    "digits": dict(_COMMON, network="densenet_mnist", init_learning_rate=5e-3, batch_size=50, total_epochs=60,
+                   validation_size=100),
+}
+
+# What an optimizer brings along, over the data set's defaults: the paper's section 4.2.
+RECIPES = {
+    "adam": {},
+    "momentum": dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, batch_size=64,
+                     total_epochs=300),
+}
+
+# ---- End of the hyperparameters. ----
+
+
+class DenseNet:
+    """The network. `model` is its output: logits [N, class_num].
+
+    Args:
+        x: normalized images [N, H, W, C].
+        blocks: layers in each dense block.
+        filters: growth rate k.
+        training: a Python bool or a bool tensor.
+        class_num: number of classes.
+        bottleneck: whether a 1×1 convolution to 4k channels stands before each 3×3 convolution.
+        compression: share of its channels that a transition keeps, the paper's θ.
+        transition_channels: channels of every transition, instead of `compression`.
+        stem: a name in STEMS.
+        stem_channels: its channels; None for 2k.
+        dropout_rate: share of activations zeroed after each convolution but the first.
+        first_block: number in the name of the first dense block's scope.
+    Raises:
+        UserError: the images are too small for the network; names the layer where they shrink to nothing.
+    """
+
+    def __init__(self, x, blocks, filters, training, class_num=10, bottleneck=True, compression=0.5,
+                 transition_channels=None, stem="3x3", stem_channels=None, dropout_rate=0.0, first_block=0):
+        self.blocks = tuple(blocks)
+        self.nb_blocks = len(self.blocks) - 1  # pairs of a dense block and a transition before the final block
+        self.filters = filters
+        self.training = training
+        self.class_num = class_num
+        self.bottleneck = bottleneck
+        self.compression = compression
+        self.transition_channels = transition_channels
+        self.stem = stem
+        self.stem_channels = stem_channels or 2 * filters
+        self.dropout_rate = dropout_rate
+        self.first_block = first_block
+        self.input_size = "%sx%s" % (x.shape[1], x.shape[2])
+        self.model = self.Dense_net(x)
+
+    def bottleneck_layer(self, x, scope):
+        """A layer of a dense block, the paper's H: [N, H, W, C] -> [N, H, W, k]."""
+        with tf.variable_scope(scope):
+            if self.bottleneck:
+                x = Relu(Batch_Normalization(x, self.training, scope="batch1"))
+                x = conv_layer(x, 4 * self.filters, kernel=1, layer_name="conv1")  # [N, H, W, 4k]
+                x = Drop_out(x, self.dropout_rate, self.training, scope="drop1")
+            x = Relu(Batch_Normalization(x, self.training, scope="batch2"))
+            x = conv_layer(x, self.filters, kernel=3, layer_name="conv2")  # [N, H, W, k]
+            return Drop_out(x, self.dropout_rate, self.training, scope="drop2")
+
+    def transition_layer(self, x, scope):
+        """Between two dense blocks: [N, H, W, C] -> [N, H/2, W/2, ⌊θC⌋]."""
+        with tf.variable_scope(scope):
+            # Rounded up from just below, so that 0.7 · 10 is 7 in floating point, too.
+            channels = self.transition_channels or max(1, math.floor(self.compression * int(x.shape[-1]) + 1e-6))
+            x = Relu(Batch_Normalization(x, self.training, scope="batch1"))
+            x = conv_layer(x, channels, kernel=1, layer_name="conv1")
+            x = Drop_out(x, self.dropout_rate, self.training, scope="drop1")
+            self._require(x, 2, scope)
+            return Average_pooling(x, pool_size=2, stride=2)
+
+    def dense_block(self, input_x, nb_layers, layer_name):
+        """Each layer sees the block's input and all earlier outputs: [N, H, W, C] -> [N, H, W, C + nb_layers·k]."""
+        with tf.variable_scope(layer_name):
+            layers_concat = [input_x]
+            for i in range(nb_layers):
+                layers_concat.append(self.bottleneck_layer(Concatenation(layers_concat), scope="bottleN_%d" % i))
+            return Concatenation(layers_concat)
+
+    def Dense_net(self, input_x):
+        """Stem, dense blocks with transitions between them, global average pooling, classifier."""
+        kernel, stride, normalized, pool_padding = STEMS[self.stem]
+        x = conv_layer(input_x, self.stem_channels, kernel, stride, layer_name="conv0")
+        if normalized:
+            x = Relu(Batch_Normalization(x, self.training, scope="batch0"))
+        if pool_padding:
+            self._require(x, 3 if pool_padding == "VALID" else 1, "the pooling after conv0")
+            x = Max_Pooling(x, pool_size=3, stride=2, padding=pool_padding)
+
+        for i, nb_layers in enumerate(self.blocks[:-1], start=self.first_block):
+            x = self.dense_block(x, nb_layers, layer_name="dense_%d" % i)
+            x = self.transition_layer(x, scope="trans_%d" % i)
+        x = self.dense_block(x, self.blocks[-1], layer_name="dense_final")
+
+        x = Relu(Batch_Normalization(x, self.training, scope="linear_batch"))
+        x = Global_Average_Pooling(x)  # [N, C]
+        return Linear(x, self.class_num)
+
+    def _require(self, x, pool_size, scope):
+        if min(int(x.shape[1]), int(x.shape[2])) < pool_size:
+            raise UserError("the %s images shrink to 0 at %s: use a network with fewer blocks or a stem that shrinks "
+                            "them less" % (self.input_size, scope))
+
+
+def choose(arguments=(), **overrides):
+    """The hyperparameters of a run: what was given or edited, else what its data set, network and optimizer bring.
+
+    Args:
+        arguments: overrides as on the command line; `overrides` are the same as values.
+    Returns:
+        a namespace of all hyperparameters, with `overridden`, the names given here, and `shaping`, the values that
+        matter to the result.
+    Raises:
+        UserError: an unknown name or a bad value.
+    """
+    module = sys.modules[__name__]
+    given, overridden = settings.collect(module, arguments, **overrides)
+    standard = dict(DEFAULTS[given["dataset"]])
+    standard.update(NETWORKS[given["network"] or standard["network"]])
+    standard.update(RECIPES[given["optimizer"] or standard["optimizer"]])
+    kinds = settings.declared(module)
+    for name in kinds:
+        if standard.get(name) is not None:
+            standard[name] = settings.check(name, standard[name], kinds)  # the tables are edited, too
+    values = dict(standard, **{name: value for name, value in given.items() if value is not None})
+    named = [name for name in kinds if name in standard and name != "total_epochs"]
+    if "run_name" not in values:
+        brought = dict(standard, network=DEFAULTS[given["dataset"]]["network"],
+                       optimizer=DEFAULTS[given["dataset"]]["optimizer"])
+        values["run_name"] = "-".join([given["dataset"]] + [
+            "%s=%s" % (name, settings.shown(values[name])) for name in named if values[name] != brought[name]])
+    shaping = {name: values[name] for name in ["dataset"] + named}
+    return types.SimpleNamespace(overridden=overridden, shaping=shaping, **values)
+
+
+def prepare_data(config):
+    """The data set of the run, and the run's hyperparameters: those of `digits` where that stands in for MNIST."""
+    prepare, _ = DATASETS[config.dataset]
+    try:
+        return prepare(config.data_dir, config.validation_size), config
+    except Unavailable as error:
+        if config.dataset != "mnist" or not config.digits_stand_in or config.overridden & {"dataset", "data_dir"}:
+            raise
+        print("%s. Training on scikit-learn's small digits instead (digits_stand_in=False to stop here)." % error)
+        config = choose(**dict({name: getattr(config, name) for name in config.overridden}, dataset="digits"))
+        return prepare_data(config)
+
+
+def training_batches(data, config, epoch, first_batch):
+    """The epoch's batches from number `first_batch` on: normalized images [N, H, W, C] and labels [N].
+
+    A pure function of (seed, epoch, batch). The incomplete last batch is dropped: the order is new every epoch.
+    """
+    _, data_augmentation = DATASETS[config.dataset]
+    order = np.random.RandomState([config.seed, epoch]).permutation(len(data.train))
+    for batch in range(first_batch, len(data.train) // config.batch_size):
+        chosen = order[batch * config.batch_size:(batch + 1) * config.batch_size]
+        images = normalize(data.train.images[chosen], data.mean, data.deviation)
+        if config.augmentation:
+            images = data_augmentation(images, data.border, config.seed, epoch, batch)
+        yield images, data.train.labels[chosen]
+
+
+def learning_rate(step, total_steps, config):
+    """The rate of step `step` (from 0) of `total_steps`: a pure function, so that resuming needs no replay.
+
+    steps: the paper's section 4.2; cosine: Loshchilov & Hutter 2017 (arXiv 1608.03983), one period.
+    """
+    warmup_steps = config.warmup * total_steps
+    if step < warmup_steps:
+        return config.init_learning_rate * (step + 1) / (warmup_steps + 1)
+    if config.schedule == "steps":
+        return config.init_learning_rate * 0.1 ** ((2 * step >= total_steps) + (4 * step >= 3 * total_steps))
+    if config.schedule == "cosine":
+        progress = (step - warmup_steps) / (total_steps - warmup_steps)
+        return config.init_learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.init_learning_rate
+
+
+def build_graph(data, config):
+    """Builds placeholders, network, loss and training step in the default graph; returns the tensors to run and feed.
+
+    The network stands in it twice on one set of variables, for training and, in the scope `evaluation`, for inference.
+    """
+    tf.set_random_seed(config.seed)  # ops.py derives initial weights and dropout masks from it
+    images = tf.placeholder(tf.float32, (config.batch_size,) + data.image_shape, "images")  # [N, H, W, C]
+    labels = tf.placeholder(tf.int64, [config.batch_size], "labels")
+    rate = tf.placeholder(tf.float32, [], "learning_rate")
+    global_step = tf.train.get_or_create_global_step()
+
+    def network(training):
+        return DenseNet(images, config.blocks, config.growth_k, training, len(data.class_names), config.bottleneck,
+                        config.compression, config.transition_channels, config.stem, config.stem_channels,
+                        config.dropout_rate, config.first_block).model
+
+    def losses_and_hits(logits):
+        with tf.name_scope("loss"):
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)  # [N]
+        with tf.name_scope("accuracy"):
+            return losses, tf.cast(tf.equal(tf.argmax(logits, 1), labels), tf.float32)  # [N], [N]
+
+    losses, hits = losses_and_hits(network(training=True))
+    cost, accuracy = tf.reduce_mean(losses), tf.reduce_mean(hits)
+    with tf.name_scope("optimizer"):
+        if config.optimizer == "momentum":
+            optimizer = tf.train.MomentumOptimizer(rate, 0.9, use_nesterov=True)
+        else:
+            optimizer = tf.train.AdamOptimizer(rate, epsilon=config.epsilon)
+        gradients = optimizer.compute_gradients(cost)
+        if config.weight_decay:
+            gradients = [(gradient + config.weight_decay * variable, variable) for gradient, variable in gradients]
+        train = optimizer.apply_gradients(gradients, global_step)
+
+    with tf.variable_scope(tf.get_variable_scope(), reuse=True), tf.name_scope("evaluation"):
+        test_losses, test_hits = losses_and_hits(network(training=False))
+
+    # Saved with the weights, so that a resumed run knows what the best so far is.
+    best_accuracy = tf.get_variable("best_accuracy", [], initializer=tf.zeros_initializer(), trainable=False)
+    new_best = tf.placeholder(tf.float32, [])
+    # What later inputs are normalized by, where the training set is not at hand.
+    with tf.variable_scope("normalization"):
+        tf.get_variable("mean", initializer=data.mean, trainable=False)
+        tf.get_variable("deviation", initializer=data.deviation, trainable=False)
+    return types.SimpleNamespace(
+        images=images, labels=labels, rate=rate, global_step=global_step, train=train, cost=cost, accuracy=accuracy,
+        test_losses=test_losses, test_hits=test_hits, best_accuracy=best_accuracy,
+        set_best=best_accuracy.assign(new_best), new_best=new_best, initialize=tf.global_variables_initializer(),
+        parameters=sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables()))
+
+
+def Evaluate(sess, net, split, data, batch_size):
+    """Mean loss and accuracy (a fraction) over every image of the split, the incomplete last batch included."""
+    loss_sum = hit_sum = 0.0
+    for start in range(0, len(split), batch_size):
+        images = normalize(split.images[start:start + batch_size], data.mean, data.deviation)
+        labels = split.labels[start:start + batch_size]
+        count = len(labels)
+        if count < batch_size:  # padded with copies of the first image, which are not counted
+            images = np.concatenate([images, images[:1].repeat(batch_size - count, axis=0)])
+            labels = np.concatenate([labels, labels[:1].repeat(batch_size - count)])
+        losses, hits = sess.run([net.test_losses, net.test_hits], {net.images: images, net.labels: labels})
+        loss_sum += losses[:count].sum(dtype=np.float64)
+        hit_sum += hits[:count].sum(dtype=np.float64)
+    return loss_sum / len(split), hit_sum / len(split)
+
+
+class Stopped(Exception):
+    """A signal stopped the run, which is saved."""
+
+    def __init__(self, signal_number, message):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def train(arguments=(), **overrides):
+    """Trains a run to its end, from its newest checkpoint where there is one, and tests it once.
+
+    Args:
+        arguments: hyperparameters as on the command line; `overrides` are the same as values.
+    Returns:
+        the content of the run's result.json.
+    Raises:
+        UserError: bad hyperparameters, data or run directory; a loss that is no number.
+        Stopped: Ctrl-C or SIGTERM.
+    """
+    config = choose(arguments, **overrides)
+    data, config = prepare_data(config)
+    steps_per_epoch = len(data.train) // config.batch_size
+    total_steps = steps_per_epoch * config.total_epochs
+    if steps_per_epoch == 0:
+        raise UserError("batch_size=%d is more than the %d training images of %s: make it smaller"
+                        % (config.batch_size, len(data.train), data.name))
+    directory = RunDirectory(os.path.join(config.model_dir, config.run_name),
+                             dict(config.shaping, data=data.fingerprint()))
+    session_config = tf.ConfigProto(allow_soft_placement=True)
+    session_config.gpu_options.allow_growth = True
+
+    with tf.Graph().as_default() as graph, directory, Interruption() as interruption:
+        net = build_graph(data, config)
+        with tf.Session(config=session_config, graph=graph) as sess, Report(config, directory) as report:
+            checkpoints = Checkpoints(directory)
+            sess.run(net.initialize)
+            checkpoints.restore_newest(sess)
+            step = int(sess.run(net.global_step))
+            result = directory.read_json("result.json")
+            if result and step >= total_steps:
+                report.finished(result)
+                return result
+            report.start(sess, data, net.parameters, step, steps_per_epoch)
+
+            def save():
+                checkpoints.save(sess, step)
+                report.saved(step)
+                if interruption.signal_number:
+                    raise Stopped(interruption.signal_number, "stopped and saved at step %d of %d: the same command "
+                                  "goes on from there" % (step, total_steps))
+
+            while step < total_steps:
+                epoch, batches_done = divmod(step, steps_per_epoch)
+                for images, labels in training_batches(data, config, epoch, batches_done):
+                    rate = learning_rate(step, total_steps, config)
+                    _, loss, accuracy = sess.run([net.train, net.cost, net.accuracy],
+                                                 {net.images: images, net.labels: labels, net.rate: rate})
+                    step += 1
+                    report.step(step, loss, accuracy, rate)
+                    # Not after an epoch's last step: there validation comes first, and a resumed run would miss it.
+                    if step % steps_per_epoch and (interruption.signal_number or report.checkpoint_is_due()):
+                        save()
+                if len(data.validation):
+                    loss, accuracy = Evaluate(sess, net, data.validation, data, config.batch_size)
+                    report.evaluated("validation", step, loss, accuracy)
+                    if accuracy > sess.run(net.best_accuracy):
+                        sess.run(net.set_best, {net.new_best: accuracy})
+                        checkpoints.save_best(sess, step)  # before the newest, which knows of it
+                if config.test_every_epoch:
+                    report.evaluated("test", step, *Evaluate(sess, net, data.test, data, config.batch_size))
+                report.epoch(epoch + 1)
+                save()
+
+            loss, accuracy = Evaluate(sess, net, data.test, data, config.batch_size)
+            report.evaluated("test", step, loss, accuracy)
+            return report.result(step, loss, accuracy, net.parameters, config.shaping)
+
+
+def main(arguments):
+    """Runs the program; returns its exit status."""
+    try:
+        if {"--help", "-h"} & set(arguments):
+            module = sys.modules[__name__]
+            print(__doc__)
+            print("Hyperparameters, for dataset=%s:" % dataset)
+            print(settings.help_text(module, vars(choose())))
+        else:
+            train(arguments)
+    except UserError as error:
+        print("Densenet.py: %s" % error, file=sys.stderr)
+        return 1
+    except Stopped as stop:
+        print("Densenet.py: %s" % stop, file=sys.stderr)
+        return 128 + stop.signal_number
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

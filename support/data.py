@@ -1,0 +1,148 @@
+"""The contract that the loaders share: what `prepare_data` returns, and the steps that are the same for each of them."""
+
+import dataclasses
+import gzip
+import os
+import zlib
+
+import numpy as np
+
+from support import UserError
+
+MOST_DEFLATE_GAINS = 1032  # no deflate stream grows by more than this factor when it is unpacked
+
+
+class DataError(UserError):
+    """A file of a data set is not what its name says."""
+
+
+@dataclasses.dataclass
+class Split:
+    """images: uint8 [N, H, W, C]; labels: int64 [N], from 0 to the number of classes - 1."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.labels)
+
+
+@dataclasses.dataclass
+class DataSet:
+    """A data set that is ready to be trained on.
+
+    `mean` and `deviation`: float32 [C], of the training pixels. `border`: float32 [C], the normalized pixel that lies
+    beyond an image's edge.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple
+    mean: np.ndarray
+    deviation: np.ndarray
+    border: np.ndarray
+
+    @property
+    def image_shape(self):
+        """(H, W, C)"""
+        return self.train.images.shape[1:]
+
+    def fingerprint(self):
+        """What identifies the data and how it was split, as a dictionary of plain values."""
+        crc = 0
+        for split in (self.train, self.validation, self.test):
+            crc = zlib.crc32(split.labels.astype("<i8").tobytes(), zlib.crc32(np.ascontiguousarray(split.images), crc))
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test), "crc32": crc}
+
+
+def data_set(name, train, test, class_names, validation_size, black_border):
+    """A DataSet whose validation split is a fixed random choice, whatever the run's seed, from the training split.
+
+    Args:
+        black_border: whether black lies beyond an image's edge, as around a digit, or the mean pixel.
+    Raises:
+        DataError: the validation split would leave no training images.
+    """
+    if validation_size >= len(train):
+        raise DataError("validation_size=%d leaves nothing of the %d training images of %s: make it smaller"
+                        % (validation_size, len(train), name))
+    order = np.random.RandomState(0).permutation(len(train))
+    kept, held_out = np.sort(order[validation_size:]), np.sort(order[:validation_size])
+    kept_images = train.images[kept]
+    # From the counts of the 256 byte values: exact, and no float copy of all images.
+    counts = np.stack([np.bincount(kept_images[..., channel].ravel(), minlength=256)
+                       for channel in range(kept_images.shape[-1])])
+    values = np.arange(256.0)
+    mean = counts @ values / counts.sum(1)
+    deviation = np.sqrt(np.maximum(counts @ values ** 2 / counts.sum(1) - mean ** 2, 1.0))
+    mean, deviation = mean.astype(np.float32), deviation.astype(np.float32)
+    border = normalize(np.zeros_like(mean), mean, deviation) if black_border else np.zeros_like(mean)
+    return DataSet(name, Split(kept_images, train.labels[kept]),
+                   Split(train.images[held_out], train.labels[held_out]), test, tuple(class_names),
+                   mean, deviation, border)
+
+
+def normalize(images, mean, deviation):
+    """uint8 [N, H, W, C] to float32: minus the mean, over the standard deviation, of each channel."""
+    return (images - mean) / deviation
+
+
+def random_shift(images, padding, border, random):
+    """Pads [N, H, W, C] by `padding` pixels `border` on each side, crops each back at a place drawn from `random`."""
+    count, height, width, channels = images.shape
+    padded = np.empty([count, height + 2 * padding, width + 2 * padding, channels], images.dtype)
+    padded[...] = border
+    padded[:, padding:padding + height, padding:padding + width] = images
+    top, left = random.randint(0, 2 * padding + 1, (2, count))
+    rows = top[:, None] + np.arange(height)
+    columns = left[:, None] + np.arange(width)
+    return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def find(names, folders):
+    """The path of the first of the names that is in one of the folders, the folders in turn; or None.
+
+    Raises:
+        DataError: a folder is no folder, or cannot be read.
+    """
+    for folder in folders:
+        try:
+            present = set(os.listdir(folder)) if os.path.lexists(folder) else ()
+        except OSError as error:
+            raise DataError("%s cannot be read as a folder (%s): set data_dir to the folder that holds the data"
+                            % (folder, error.strerror)) from None
+        for name in names:
+            if name in present:
+                return os.path.join(folder, name)
+    return None
+
+
+def read_bytes(path, header_size, size_from_header):
+    """The content of a file, unpacked if its name ends in .gz, once its size is seen to be what its header claims.
+
+    Args:
+        header_size: bytes at the start that say how long the file is.
+        size_from_header: from those bytes to the size of the whole content; raises DataError where they are wrong.
+    Raises:
+        DataError: unreadable, damaged, or shorter or longer than its header claims.
+    """
+    try:
+        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+            header = file.read(header_size)
+            if len(header) < header_size:
+                raise DataError("%s is cut short: it has no complete header" % path)
+            size = size_from_header(header)
+            limit = os.path.getsize(path) * (MOST_DEFLATE_GAINS if path.endswith(".gz") else 1)
+            if size > limit:  # before any memory is asked for
+                raise DataError("%s claims %d bytes of content, more than a file of its size can hold" % (path, size))
+            content = header + file.read(size - header_size + 1)
+    except OSError as error:
+        raise DataError("%s cannot be read (%s)" % (path, error.strerror or error)) from None
+    except (EOFError, zlib.error) as error:
+        raise DataError("%s is damaged (%s)" % (path, error)) from None
+    if len(content) != size:
+        raise DataError("%s is %s than the %d bytes its header claims"
+                        % (path, "shorter" if len(content) < size else "longer", size))
+    return content

@@ -1,0 +1,124 @@
+"""Verified downloads: from mirrors in turn, checked against size and sha256 before the file gets its name."""
+
+import os
+import threading
+import time
+from urllib.parse import urlsplit
+
+import pooch
+import requests
+from tqdm import tqdm
+
+from support import UserError
+
+pooch.get_logger().setLevel("WARNING")
+
+CONNECT_SECONDS = 4.0  # a firewall that drops packets is noticed after this long, once for all mirrors
+READ_SECONDS = 20.0  # longest silence in the middle of a download
+ATTEMPTS = 3  # at each mirror that answers
+CHUNK = 1 << 16
+
+
+class Unavailable(UserError):
+    """Neither on disk nor to be downloaded."""
+
+
+class _Refused(Exception):
+    """The mirror answers, but not with the file: asking it again would not help."""
+
+
+def fetch_all(files, mirrors, folder):
+    """Downloads the files into the folder, each under its name once it is complete and verified.
+
+    Args:
+        files: {name: (size in bytes, sha256 in hexadecimal)}.
+        mirrors: URLs of folders, each ending in '/', that hold the files; tried in this order.
+    Raises:
+        Unavailable: no mirror delivers, or the folder cannot be written; one sentence says which and why.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise Unavailable("cannot make the folder %s (%s)" % (folder, error.strerror)) from None
+    problems = _unreachable(mirrors)
+    reachable = [mirror for mirror in mirrors if mirror not in problems]
+    for name, (size, sha256) in files.items():
+        for mirror in reachable:
+            problem = _fetch(mirror + name, name, size, sha256, folder)
+            if problem is None:
+                break
+            problems[mirror] = problem
+        else:
+            raise Unavailable("%s could not be downloaded (%s)" % (name, "; ".join(
+                "%s: %s" % (urlsplit(mirror).netloc, problem) for mirror, problem in problems.items())))
+
+
+def _fetch(url, name, size, sha256, folder):
+    """Tries one URL a few times. Returns what went wrong at last, or None."""
+    def download(url, temporary, _pooch):
+        _stream(url, temporary, name, size)
+
+    problem = None
+    for attempt in range(ATTEMPTS):
+        time.sleep(attempt)  # 0, 1, 2 seconds: gives a busy server time
+        try:
+            # Downloads to a temporary name in the folder, compares the hash, then renames.
+            pooch.retrieve(url, "sha256:" + sha256, name, folder, downloader=download)
+            return None
+        except _Refused as error:
+            return str(error)
+        except requests.RequestException as error:
+            problem = "no complete answer (%s)" % type(error).__name__
+        except ValueError:  # pooch: the hash does not match
+            problem = "what it sends is not the file (sha256 differs)"
+        except OSError as error:
+            raise Unavailable("cannot write %s (%s)" % (os.path.join(folder, name), error.strerror)) from None
+    return problem
+
+
+def _stream(url, path, name, size):
+    """Writes the URL's content to the path, with a progress bar, and never more than `size` bytes."""
+    with requests.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS),
+                      headers={"Accept-Encoding": "identity"}) as response:
+        if 400 <= response.status_code < 500:
+            raise _Refused("HTTP status %d" % response.status_code)
+        response.raise_for_status()
+        length = response.headers.get("Content-Length")
+        if length is not None and length != str(size):
+            raise _Refused("sends %s bytes where the file has %d" % (length, size))
+        received = 0
+        with open(path, "wb") as file, tqdm(total=size, unit="B", unit_scale=True, desc=name, leave=False,
+                                            disable=None) as bar:
+            for chunk in response.iter_content(CHUNK):
+                received += len(chunk)
+                if received > size:
+                    raise _Refused("sends more than the file's %d bytes" % size)
+                file.write(chunk)
+                bar.update(len(chunk))
+        if received < size:
+            raise requests.ConnectionError("%d of %d bytes" % (received, size))
+
+
+def _unreachable(mirrors):
+    """{mirror: what is wrong} of those whose host does not answer; all are asked at once.
+
+    In threads, because a name look-up that gets no answer cannot be given a time-out of its own.
+    """
+    problems = {mirror: "no answer in %g seconds" % CONNECT_SECONDS for mirror in mirrors}
+
+    def ask(mirror):
+        try:
+            requests.head(mirror, timeout=(CONNECT_SECONDS, CONNECT_SECONDS)).close()
+            del problems[mirror]
+        except requests.ReadTimeout:
+            pass
+        except requests.RequestException as error:
+            problems[mirror] = "cannot be reached (%s)" % type(error).__name__
+
+    threads = [threading.Thread(target=ask, args=(mirror,), daemon=True) for mirror in mirrors]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + CONNECT_SECONDS + 1
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return dict(problems)

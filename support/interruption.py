@@ -1,0 +1,30 @@
+"""Ctrl-C and SIGTERM as a request that the training loop answers after its step: its own reason to be is one flag."""
+
+import signal
+import threading
+
+
+class Interruption:
+    """A context manager; `signal_number` is None until a signal asks to stop. A second one stops at once."""
+
+    def __init__(self):
+        self.signal_number = None
+        self._previous = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        self._restore()
+
+    def _ask(self, number, _frame):
+        self.signal_number = number
+        self._restore()
+
+    def _restore(self):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

@@ -1,0 +1,162 @@
+"""The directory of one run: its lock, settings, checkpoints and results. Whatever is there is never lost."""
+
+import glob
+import json
+import os
+import re
+
+import tensorflow.compat.v1 as tf
+
+from support import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock between processes
+    fcntl = None
+
+CHECKPOINT = "dense.ckpt"
+DAMAGED = (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.NotFoundError)
+
+
+class RunDirectory:
+    """`model_dir/run_name`, held by one process at a time; a context manager.
+
+    Raises:
+        UserError: it cannot be made or written, another process holds it, or it holds a run with other settings.
+    """
+
+    def __init__(self, path, settings):
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))  # as it comes back from the file: lists for tuples
+        self._lock = None
+
+    def __enter__(self):
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            self._take_lock()
+            self._check_settings()
+        except OSError as error:
+            self.__exit__()
+            raise UserError("cannot write the run directory %s (%s): set model_dir to a folder that can be written"
+                            % (self.path, error.strerror)) from None
+        except UserError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        if self._lock is not None:
+            self._lock.close()  # the lock goes with the file, also when the process is killed
+            self._lock = None
+
+    def _take_lock(self):
+        self._lock = open(os.path.join(self.path, "lock"), "a+")
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            raise UserError("the run %s is being trained by process %s: wait for it, or set run_name to another name"
+                            % (self.path, self._lock.read().strip() or "(unknown)")) from None
+        self._lock.truncate(0)
+        self._lock.write("%d\n" % os.getpid())
+        self._lock.flush()
+
+    def _check_settings(self):
+        before = self.read_json("settings.json")
+        if before is None:
+            if self.checkpoints():
+                raise UserError("%s has checkpoints but no readable settings.json, so they cannot be told to fit: "
+                                "put it back, or set run_name to another name" % self.path)
+            self.write_json("settings.json", self.settings)
+            return
+        differing = sorted(name for name in set(before) | set(self.settings)
+                           if before.get(name) != self.settings.get(name))
+        if differing:
+            raise UserError("%s holds a run with other settings (%s): set them back, or set run_name to another name"
+                            % (self.path, "; ".join("%s was %s, now %s" % (name, before.get(name),
+                                                                           self.settings.get(name))
+                                                    for name in differing)))
+
+    def read_json(self, name):
+        """The content of a JSON file of the directory, or None where it is missing or damaged."""
+        try:
+            with open(os.path.join(self.path, name)) as file:
+                return json.load(file)
+        except (OSError, ValueError):
+            return None
+
+    def write_json(self, name, content):
+        """Writes a JSON file: complete under its name, or not at all."""
+        path = os.path.join(self.path, name)
+        with open(path + ".new", "w") as file:
+            json.dump(content, file, indent=2, sort_keys=True)
+            file.write("\n")
+        os.replace(path + ".new", path)
+
+    def keep_json(self, name):
+        """Gives a JSON file that is about to be written anew another name: result.json, then result-1.json, …"""
+        path = os.path.join(self.path, name)
+        base, extension = os.path.splitext(path)
+        number = 1
+        while os.path.exists("%s-%d%s" % (base, number, extension)):
+            number += 1
+        if os.path.exists(path):
+            os.replace(path, "%s-%d%s" % (base, number, extension))
+
+    def checkpoints(self, folder="."):
+        """[(global step, prefix)], newest first, found by their files: the state file may be lost or damaged."""
+        found = []
+        for index in glob.glob(os.path.join(glob.escape(self.path), folder, CHECKPOINT + "-*.index")):
+            match = re.match(r"^%s-(\d+)\.index$" % re.escape(CHECKPOINT), os.path.basename(index))
+            if match:
+                found.append((int(match.group(1)), index[:-len(".index")]))
+        return sorted(found, reverse=True)
+
+
+class Checkpoints:
+    """Numbered checkpoints of a session: the newest few, and the best on validation in the folder `best`."""
+
+    def __init__(self, directory, keep=3):
+        """To be made once the graph is complete: its variables are what is saved."""
+        self.directory = directory
+        self.saver = tf.train.Saver(max_to_keep=keep, save_relative_paths=True)
+        self.best_saver = tf.train.Saver(max_to_keep=1, save_relative_paths=True)
+
+    def save(self, session, step):
+        """Saves the newest checkpoint, `dense.ckpt-<step>`."""
+        self._save(self.saver, session, self.directory.path, step)
+
+    def save_best(self, session, step):
+        """Saves the best checkpoint so far, `best/dense.ckpt-<step>`."""
+        best = os.path.join(self.directory.path, "best")
+        os.makedirs(best, exist_ok=True)
+        self._save(self.best_saver, session, best, step)
+
+    def _save(self, saver, session, folder, step):
+        saver.save(session, os.path.join(folder, CHECKPOINT), global_step=step, write_meta_graph=False)
+
+    def restore_newest(self, session):
+        """Restores the newest intact checkpoint, saying which damaged ones were skipped.
+
+        Returns:
+            whether there was one.
+        Raises:
+            UserError: there are checkpoints, but none is intact.
+        """
+        found = self.directory.checkpoints()
+        for position, (step, prefix) in enumerate(found):
+            try:
+                self.saver.restore(session, prefix)
+            except DAMAGED as error:
+                print("skipped %s: it is damaged or incomplete (%s)" % (prefix, type(error).__name__), flush=True)
+                continue
+            # Without this the saver forgets the files of earlier processes and never prunes them.
+            self.saver.recover_last_checkpoints([path for _, path in reversed(found[position:])])
+            self.best_saver.recover_last_checkpoints([path for _, path in reversed(self.directory.checkpoints("best"))])
+            return True
+        if found:
+            raise UserError("no checkpoint in %s is intact, and nothing is started afresh over them: "
+                            "move the folder away, or set run_name to another name" % self.directory.path)
+        return False
