@@ -331,8 +331,8 @@ def build_graph(data, config):
         test_losses, test_hits = losses_and_hits(network(training=False))
 
     # Saved with the weights, so that a resumed run knows what the best so far is.
-    best_accuracy = tf.get_variable("best_accuracy", [], initializer=tf.zeros_initializer(), trainable=False)
-    new_best = tf.placeholder(tf.float32, [])
+    best_accuracy = tf.get_variable("best_accuracy", [], tf.float64, tf.zeros_initializer(), trainable=False)
+    new_best = tf.placeholder(tf.float64, [], "new_best")
     # What later inputs are normalized by, where the training set is not at hand.
     with tf.variable_scope("normalization"):
         tf.get_variable("mean", initializer=data.mean, trainable=False)

@@ -124,4 +124,4 @@ def _check_magic(path, magic, expected, content):
         return
     others = {IMAGES_MAGIC: "images", LABELS_MAGIC: "labels"}
     found = "holds %s" % others[magic] if magic in others else "is no IDX file of unsigned bytes"
-    raise DataError("%s %s, where %s belong: fetch it again, or delete it and it is downloaded" % (path, found, content))
+    raise DataError("%s %s, where %s belong: delete it, and it is downloaded" % (path, found, content))

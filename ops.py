@@ -175,7 +175,7 @@ def _he_normal(name, fan_in):
 
 
 def _import_tflearn():
-    """tflearn, or None where it cannot be imported. It adds variables to the default graph: here to a throw-away one."""
+    """tflearn, or None where it cannot be imported. What its import adds to the default graph is thrown away."""
     with tf.Graph().as_default(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

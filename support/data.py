@@ -1,4 +1,4 @@
-"""The contract that the loaders share: what `prepare_data` returns, and the steps that are the same for each of them."""
+"""The contract that the loaders share: what `prepare_data` returns, and the steps that they have in common."""
 
 import dataclasses
 import gzip

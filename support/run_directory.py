@@ -105,7 +105,7 @@ class RunDirectory:
         if os.path.exists(path):
             os.replace(path, "%s-%d%s" % (base, number, extension))
 
-    def checkpoints(self, folder="."):
+    def checkpoints(self, folder=""):
         """[(global step, prefix)], newest first, found by their files: the state file may be lost or damaged."""
         found = []
         for index in glob.glob(os.path.join(glob.escape(self.path), folder, CHECKPOINT + "-*.index")):
@@ -146,7 +146,7 @@ class Checkpoints:
             UserError: there are checkpoints, but none is intact.
         """
         found = self.directory.checkpoints()
-        for position, (step, prefix) in enumerate(found):
+        for position, (_, prefix) in enumerate(found):
             try:
                 self.saver.restore(session, prefix)
             except DAMAGED as error:

@@ -1,0 +1,58 @@
+"""What the tests share: tiny data in the official formats, and the real data where it is at hand."""
+
+import gzip
+import os
+import struct
+
+import numpy as np
+import pytest
+
+import mnist_loader
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+REAL_DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "shared", "data")
+
+
+def write_images(path, images):
+    """Writes uint8 [N, 28, 28] as an IDX file, packed if the name ends in .gz."""
+    write(path, struct.pack(">4I", 2051, *images.shape) + images.tobytes())
+
+
+def write_labels(path, labels):
+    write(path, struct.pack(">2I", 2049, len(labels)) + np.asarray(labels, np.uint8).tobytes())
+
+
+def write(path, content):
+    with (gzip.open if path.endswith(".gz") else open)(path, "wb") as file:
+        file.write(content)
+
+
+def digits_like(count, random):
+    """Images that can be learned, and their labels: stripes whose direction and width say the class."""
+    labels = random.randint(0, 10, count)
+    images = random.randint(0, 60, (count, 28, 28)).astype(np.uint8)
+    for image, label in zip(images, labels):
+        stripes = image if label < 5 else image.T
+        stripes[np.arange(28) // (label % 5 + 1) % 2 == 1] += 190
+    return images, labels
+
+
+@pytest.fixture(scope="session")
+def tiny_mnist(tmp_path_factory):
+    """A data_dir with four small files in MNIST's format: 330 training images, 45 test images."""
+    folder = tmp_path_factory.mktemp("data") / "mnist"
+    folder.mkdir()
+    random = np.random.RandomState(1)
+    train_images, train_labels, test_images, test_labels = (str(folder / name) for name in mnist_loader.FILES)
+    for images_path, labels_path, count in ((train_images, train_labels, 330), (test_images, test_labels, 45)):
+        images, labels = digits_like(count, random)
+        write_images(images_path, images)
+        write_labels(labels_path, labels)
+    return str(folder.parent)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    if not os.path.isdir(REAL_DATA):
+        pytest.skip("the real data sets are not at hand (%s)" % os.path.normpath(REAL_DATA))
+    return REAL_DATA

@@ -1,0 +1,131 @@
+"""Records what TensorFlow 1.15 computes, for tests on TensorFlow 2; and a checkpoint of either, for the other.
+
+    PYTHONPATH=. python tests/record.py        with the Python that has the TensorFlow to record
+
+On 1.15.5 it writes recorded/batch_norm.npz, with `tf.contrib.layers.batch_norm` itself, and recorded/network.npz;
+on both recorded/checkpoint_<major version>/.
+"""
+
+import os
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+import Densenet
+
+HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "recorded")
+MAJOR = tf.VERSION.split(".")[0]
+# Odd shapes; one with two values for each channel and one with a single one, where the variance has no n - 1.
+SHAPES = {"odd": (3, 5, 7, 13), "two": (2, 1, 1, 5), "one": (1, 1, 1, 5)}
+STEPS = 6
+
+
+def batch_norm_inputs(shape):
+    """Inputs of each step, gamma, beta, and the gradient that comes from above: float32."""
+    random = np.random.RandomState(sum(shape))
+    inputs = (random.randn(STEPS, *shape) * 3 + 2).astype(np.float32)
+    gamma, beta = random.randn(2, shape[-1]).astype(np.float32)
+    return inputs, gamma, beta, random.randn(*shape).astype(np.float32)
+
+
+def run_batch_norm(shape, normalize):
+    """What `normalize(x, training)` computes over STEPS training steps and one inference.
+
+    Returns:
+        {name: array}: y, gradients (to x, gamma, beta) and statistics stacked over the steps, and the inference.
+    """
+    inputs, gamma_value, beta_value, above = batch_norm_inputs(shape)
+    found = {}
+    with tf.Graph().as_default(), tf.Session() as sess:
+        x = tf.placeholder(tf.float32, shape)
+        with tf.variable_scope("net"):
+            y = normalize(x, True)
+        with tf.variable_scope("net", reuse=True):
+            inference = normalize(x, False)
+        variables = {variable.op.name: variable for variable in tf.global_variables()}
+
+        def one(ending):
+            (name,) = [name for name in variables if name.endswith(ending)]
+            return variables[name]
+
+        gamma, beta = one("/gamma"), one("/beta")
+        statistics = [one("/moving_mean"), one("/moving_variance"), one("/biased"), one("/local_step")]
+        gradients = tf.gradients(y, [x, gamma, beta], above)
+        sess.run(tf.global_variables_initializer())
+        gamma.load(gamma_value, sess)
+        beta.load(beta_value, sess)
+        for value in inputs:
+            results = sess.run([y] + gradients, {x: value})
+            names = ["y", "to_x", "to_gamma", "to_beta", "moving_mean", "moving_variance", "biased", "local_step"]
+            for name, result in zip(names, results + sess.run(statistics)):
+                found.setdefault(name, []).append(result)
+        found = {name: np.stack(values) for name, values in found.items()}
+        found["inference"] = sess.run(inference, {x: inputs[0]})
+    return found
+
+
+def network_inputs():
+    random = np.random.RandomState(5)
+    return random.randn(6, 13, 11, 3).astype(np.float32), random.randint(0, 7, 6)
+
+
+def small_network(images, training, **changes):
+    options = dict(blocks=(2, 3), filters=5, training=training, class_num=7, dropout_rate=0.0)
+    return Densenet.DenseNet(images, **dict(options, **changes))
+
+
+def run_network(dropout_rate=0.0):
+    """A small DenseNet's logits, before and after 3 Adam steps, and its weights after them."""
+    images_value, labels_value = network_inputs()
+    with tf.Graph().as_default(), tf.Session() as sess:
+        tf.set_random_seed(11)
+        images, labels = tf.constant(images_value), tf.constant(labels_value)
+        step = tf.train.get_or_create_global_step()
+        training = small_network(images, True, dropout_rate=dropout_rate).model
+        with tf.variable_scope(tf.get_variable_scope(), reuse=True):
+            logits = small_network(images, False).model
+        cost = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=training))
+        train = tf.train.AdamOptimizer(1e-2, epsilon=1e-3).minimize(cost, step)
+        sess.run(tf.global_variables_initializer())
+        found = {"training_logits_before": sess.run(training)}
+        sess.run(tf.global_variables_initializer())
+        for _ in range(3):
+            sess.run(train)
+        found["logits_after"] = sess.run(logits)
+        for variable in tf.global_variables():
+            found[variable.op.name] = sess.run(variable)
+        return found
+
+
+def save_checkpoint(folder):
+    """A checkpoint of the small network, and the logits it gives."""
+    images_value, _ = network_inputs()
+    with tf.Graph().as_default(), tf.Session() as sess:
+        tf.set_random_seed(23)
+        logits = small_network(tf.constant(images_value), False).model
+        sess.run(tf.global_variables_initializer())
+        os.makedirs(folder, exist_ok=True)
+        tf.train.Saver().save(sess, os.path.join(folder, "dense.ckpt-3"), write_meta_graph=False, write_state=False)
+        np.save(os.path.join(folder, "logits.npy"), sess.run(logits))
+
+
+def contrib_batch_norm(x, training):
+    """The function whose results `ops.Batch_Normalization` promises."""
+    import tensorflow  # its contrib is not part of compat.v1
+
+    return tensorflow.contrib.layers.batch_norm(
+        x, decay=0.9, center=True, scale=True, zero_debias_moving_mean=True, updates_collections=None,
+        is_training=training, reuse=tf.get_variable_scope().reuse, scope="norm")
+
+
+def main():
+    if MAJOR == "1":
+        np.savez_compressed(os.path.join(HERE, "batch_norm.npz"), **{
+            "%s/%s" % (shape, name): value for shape in SHAPES
+            for name, value in run_batch_norm(SHAPES[shape], contrib_batch_norm).items()})
+        np.savez_compressed(os.path.join(HERE, "network.npz"), **run_network())
+    save_checkpoint(os.path.join(HERE, "checkpoint_" + MAJOR))
+
+
+if __name__ == "__main__":
+    main()

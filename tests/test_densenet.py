@@ -1,0 +1,456 @@
+"""The network against the paper's counts, NumPy and TensorFlow 1.15; the program end to end on tiny data."""
+
+import glob
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+import record
+import tensorflow.compat.v1 as tf
+from test_ops import numpy_conv
+
+import Densenet
+import mnist_loader
+from support import UserError, download
+
+PROGRAM = os.path.abspath(Densenet.__file__)
+TINY = dict(blocks=(1, 2), growth_k=4, batch_size=50, validation_size=30, total_epochs=2, stem="3x3s2")
+
+
+def parameters(network, image_shape, class_num):
+    chosen = Densenet.NETWORKS[network]
+    with tf.Graph().as_default():
+        Densenet.DenseNet(
+            tf.zeros((1,) + image_shape), chosen["blocks"], chosen["growth_k"], False, class_num,
+            chosen["bottleneck"], chosen["compression"], chosen["transition_channels"], chosen["stem"],
+            chosen["stem_channels"])
+        return sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables())
+
+
+@pytest.mark.parametrize("network,image_shape,class_num,expected", [
+    ("densenet_40_12", (32, 32, 3), 10, 1019722),
+    ("densenet_bc_100_12", (32, 32, 3), 10, 769162),
+    ("densenet_bc_250_24", (32, 32, 3), 10, 15324406),
+    ("densenet_bc_190_40", (32, 32, 3), 10, 25624430),
+    ("densenet_121", (224, 224, 3), 1000, 7978856),
+    ("densenet_169", (224, 224, 3), 1000, 14149480),
+    ("densenet_201", (224, 224, 3), 1000, 20013928),
+    ("densenet_161", (224, 224, 3), 1000, 28681000),
+    ("densenet_full_cifar", (32, 32, 3), 10, 10236298),
+    ("densenet_mnist_first", (28, 28, 1), 10, 607930),
+])
+def test_parameter_counts(network, image_shape, class_num, expected):
+    assert parameters(network, image_shape, class_num) == expected
+
+
+def numpy_logits(images, weights, blocks, bottleneck):
+    """The network's inference in float64, from the description in the paper's section 3."""
+    def norm_relu(x, scope):
+        gamma, beta, mean, variance = (weights["%s/%s" % (scope, name)].astype(np.float64) for name in (
+            "gamma", "beta", "moving_mean", "moving_variance"))
+        return np.maximum(gamma * (x - mean) / np.sqrt(variance + 0.001) + beta, 0)
+
+    def conv(x, scope):
+        return numpy_conv(x, weights[scope + "/kernel"].astype(np.float64), 1)
+
+    def block(x, layers, name):
+        for i in range(layers):
+            scope = "%s/bottleN_%d" % (name, i)
+            y = conv(norm_relu(x, scope + "/batch1"), scope + "/conv1") if bottleneck else x
+            x = np.concatenate([x, conv(norm_relu(y, scope + "/batch2"), scope + "/conv2")], 3)
+        return x
+
+    x = conv(images.astype(np.float64), "conv0")
+    for i, layers in enumerate(blocks[:-1]):
+        x = block(x, layers, "dense_%d" % i)
+        x = conv(norm_relu(x, "trans_%d/batch1" % i), "trans_%d/conv1" % i)
+        x = x[:, :x.shape[1] // 2 * 2, :x.shape[2] // 2 * 2]
+        x = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+    x = norm_relu(block(x, blocks[-1], "dense_final"), "linear_batch").mean((1, 2))
+    return x @ weights["linear/kernel"] + weights["linear/bias"]
+
+
+@pytest.mark.parametrize("bottleneck", [True, False])
+def test_the_network_by_numpy(bottleneck):
+    images, _ = record.network_inputs()
+    random = np.random.RandomState(3)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        net = record.small_network(tf.constant(images), False, bottleneck=bottleneck)
+        sess.run(tf.global_variables_initializer())
+        for variable in tf.global_variables():  # statistics, scales and shifts that are not 0 and 1
+            if variable.op.name.split("/")[-1] not in ("kernel", "local_step"):
+                variable.load(random.uniform(0.5, 1.5, variable.shape.as_list()).astype(np.float32), sess)
+        weights = {variable.op.name: sess.run(variable) for variable in tf.global_variables()}
+        np.testing.assert_allclose(sess.run(net.model), numpy_logits(images, weights, (2, 3), bottleneck), rtol=1e-4)
+        assert net.nb_blocks == 1
+
+
+def test_the_network_is_that_of_tensorflow_1():
+    recorded = np.load(os.path.join(record.HERE, "network.npz"))
+    found = record.run_network()
+    assert set(found) == set(recorded.files)
+    np.testing.assert_allclose(found["training_logits_before"], recorded["training_logits_before"], atol=1e-5)
+    for name in recorded.files:
+        np.testing.assert_allclose(found[name], recorded[name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_checkpoints_of_both_versions_are_restored(version):
+    images, _ = record.network_inputs()
+    folder = os.path.join(record.HERE, "checkpoint_" + version)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        logits = record.small_network(tf.constant(images), False).model
+        tf.train.Saver().restore(sess, os.path.join(folder, "dense.ckpt-3"))
+        np.testing.assert_allclose(sess.run(logits), np.load(os.path.join(folder, "logits.npy")), atol=1e-5)
+
+
+def variable_names(**changes):
+    with tf.Graph().as_default():
+        record.small_network(tf.zeros([2, 64, 64, 3]), True, **changes)
+        return {variable.op.name for variable in tf.global_variables()}
+
+
+def test_scopes_read_like_the_architecture():
+    names = variable_names(blocks=(6, 12, 2, 2), first_block=1, stem="7x7s2+pool")
+    assert "dense_1/bottleN_0/conv1/kernel" in names and "dense_2/bottleN_11/batch2/gamma" in names
+    assert {name.split("/")[0] for name in names} == {
+        "conv0", "dense_1", "trans_1", "dense_2", "trans_2", "dense_3", "trans_3", "dense_final", "linear_batch",
+        "linear"}
+    assert {"dense_0/bottleN_0/conv1/kernel", "trans_0/conv1/kernel"} < variable_names()
+
+
+@pytest.mark.parametrize("changes,channels", [
+    (dict(compression=0.5), 10), (dict(compression=1.0), 20), (dict(compression=0.33), 6),
+    (dict(transition_channels=5), 5)])
+def test_transition_width(changes, channels):
+    with tf.Graph().as_default():  # the block before it has 2 · 5 + 2 · 5 channels
+        record.small_network(tf.zeros([2, 13, 11, 3]), True, **changes)
+        (kernel,) = [variable for variable in tf.global_variables() if variable.op.name == "trans_0/conv1/kernel"]
+        assert kernel.shape.as_list() == [1, 1, 20, channels]
+
+
+@pytest.mark.parametrize("side,stem,blocks,layer", [
+    (28, "7x7s2+pool", (1,) * 5, "trans_2"), (28, "3x3", (1,) * 6, "trans_4"), (4, "7x7s2+pool", (1, 1), "conv0"),
+    (32, "7x7s2+pool", (1,) * 5, "trans_2")])
+def test_images_that_are_too_small(side, stem, blocks, layer):
+    with tf.Graph().as_default(), pytest.raises(UserError, match="the %dx%d images shrink to 0 at .*%s" % (
+            side, side, layer)):
+        record.small_network(tf.zeros([2, side, side, 1]), False, blocks=blocks, stem=stem)
+
+
+def rates(steps, **settings):
+    settings = types.SimpleNamespace(**dict(dict(init_learning_rate=0.1, warmup=0.0, schedule="steps"), **settings))
+    return {step: Densenet.learning_rate(step, 1000, settings) for step in steps}
+
+
+def test_learning_rate():
+    assert rates([0, 499, 500, 749, 750, 999]) == pytest.approx(
+        {0: 0.1, 499: 0.1, 500: 0.01, 749: 0.01, 750: 0.001, 999: 0.001})
+    assert rates([0, 250, 500, 1000], schedule="cosine") == pytest.approx(
+        {0: 0.1, 250: 0.05 * (1 + math.sqrt(0.5)), 500: 0.05, 1000: 0.0})
+    assert rates([0, 999], schedule="constant") == {0: 0.1, 999: 0.1}
+    warm = rates([0, 99, 100, 550], schedule="cosine", warmup=0.1)
+    assert warm[0] == pytest.approx(0.1 / 101) and warm[99] == pytest.approx(0.1 * 100 / 101)
+    assert warm[100] == pytest.approx(0.1) and warm[550] == pytest.approx(0.05)
+
+
+def test_choosing():
+    config = Densenet.choose(["growth_k=24", "--seed=3"])
+    assert (config.growth_k, config.seed, config.run_name) == (24, 3, "mnist-growth_k=24-seed=3")
+    plain = Densenet.choose()
+    assert plain.run_name == "mnist" and plain.overridden == set()
+    assert Densenet.choose(["growth_k=%d" % plain.growth_k, "total_epochs=99", "data_dir=x"]).run_name == "mnist"
+    other = Densenet.choose(["network=densenet_bc_100_12", "compression=0.7"])
+    assert (other.blocks, other.compression) == ((16, 16, 16), 0.7)
+    assert other.run_name == "mnist-network=densenet_bc_100_12-compression=0.7"
+    paper = Densenet.choose(optimizer="momentum")
+    assert (paper.init_learning_rate, paper.batch_size, paper.weight_decay, paper.schedule) == (0.1, 64, 1e-4, "steps")
+
+
+def test_an_edited_constant_starts_its_own_run(monkeypatch):
+    monkeypatch.setattr(Densenet, "growth_k", 24)
+    assert Densenet.choose().run_name == "mnist-growth_k=24"
+    monkeypatch.setattr(Densenet, "dataset", "digits")
+    assert Densenet.choose().run_name == "digits-growth_k=24"
+
+
+def tiny_config(tiny_mnist, **changes):
+    return Densenet.choose(data_dir=tiny_mnist, **dict(TINY, **changes))
+
+
+def test_batches_cover_the_training_images_once_and_repeat(tiny_mnist):
+    config = tiny_config(tiny_mnist, augmentation=False)
+    data, _ = Densenet.prepare_data(config)
+    before = data.train.images.copy()
+    batches = list(Densenet.training_batches(data, config, epoch=3, first_batch=0))
+    assert len(batches) == 6 and all(images.shape == (50, 28, 28, 1) for images, _ in batches)
+    seen = {image.tobytes() for images, _ in batches for image in images}
+    assert len(seen) == 300
+    for first, second in zip(batches[4:], Densenet.training_batches(data, config, 3, 4)):
+        np.testing.assert_array_equal(first[0], second[0])
+        np.testing.assert_array_equal(first[1], second[1])
+    other = next(Densenet.training_batches(data, config, 4, 0))
+    assert (other[0] != batches[0][0]).any()
+    augmented = next(Densenet.training_batches(data, tiny_config(tiny_mnist, augmentation=True), 3, 0))
+    assert (augmented[0] != batches[0][0]).any() and (augmented[1] == batches[0][1]).all()
+    np.testing.assert_array_equal(data.train.images, before)
+
+
+def test_evaluation_counts_every_image(tiny_mnist):
+    results = []
+    for batch_size in (45, 7, 44):  # of 45 test images: none, 4 and 43 of the last batch are padding
+        config = tiny_config(tiny_mnist, batch_size=batch_size)
+        data, _ = Densenet.prepare_data(config)
+        with tf.Graph().as_default(), tf.Session() as sess:
+            net = Densenet.build_graph(data, config)
+            sess.run(net.initialize)
+            results.append(Densenet.Evaluate(sess, net, data.test, data, batch_size))
+    assert results[1] == pytest.approx(results[0], rel=1e-5) and results[2] == pytest.approx(results[0], rel=1e-5)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    return str(tmp_path)
+
+
+def weights_of(run, step):
+    reader = tf.train.load_checkpoint(os.path.join(run, "dense.ckpt-%d" % step))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def assert_equal_weights(first, second):
+    assert set(first) == set(second)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def curves(pattern):
+    """{tag: {step: value}} of TensorBoard's files."""
+    found = {}
+    for path in sorted(glob.glob(pattern)):
+        for event in tf.train.summary_iterator(path):
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def test_a_run_writes_what_it_promises(tiny_mnist, folder, capsys):
+    result = Densenet.train(data_dir=tiny_mnist, run_name="tiny", **dict(TINY, total_epochs=10))
+    with open("model/tiny/result.json") as file:
+        assert json.load(file) == json.loads(json.dumps(result))
+    assert {"dataset", "parameters", "epochs", "steps", "test_accuracy", "test_loss", "train_seconds",
+            "images_per_second", "tensorflow", "hyperparameters", "checkpoint"} == set(result)
+    assert (result["dataset"], result["epochs"], result["steps"]) == ("mnist", 10, 60)
+    assert result["checkpoint"] == "dense.ckpt-60" and result["hyperparameters"]["growth_k"] == 4
+    assert result["test_accuracy"] > 0.5  # it learns: chance is 0.1
+
+    weights = weights_of("model/tiny", 60)
+    assert {"dense_0/bottleN_0/conv1/kernel", "dense_0/bottleN_0/conv1/kernel/Adam", "global_step"} < set(weights)
+    assert not [name for name in weights if "is_training" in name]
+    steps = [value for name, value in weights.items() if name.endswith("local_step")]
+    assert set(np.float32(steps).tolist()) == {60.0}  # batch normalization advanced once a step
+
+    validation, train, test = (curves("logs/tiny/%s/*" % split) for split in ("validation", "train", "test"))
+    assert sorted(validation["accuracy"]) == list(range(6, 61, 6))
+    assert sorted(train["accuracy"]) == [50] and {"loss", "learning_rate", "images_per_second"} < set(train)
+    assert test["accuracy"] == {60: pytest.approx(result["test_accuracy"])}
+    best = max(validation["accuracy"], key=lambda step: (validation["accuracy"][step], -step))
+    assert sorted(os.listdir("model/tiny/best")) == [
+        "checkpoint", "dense.ckpt-%d.data-00000-of-00001" % best, "dense.ckpt-%d.index" % best]
+    with open("model/tiny/checkpoint") as file:
+        assert 'model_checkpoint_path: "dense.ckpt-60"' in file.read()
+    assert len(glob.glob("model/tiny/dense.ckpt-*.index")) == 3
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("DenseNet on mnist: 300 training, 30 validation, 45 test images of 28x28x1")
+    assert sum(line.startswith("epoch ") for line in lines) == 10 and lines[-1].startswith("test accuracy ")
+
+
+def test_twice_in_one_process_a_finished_run_and_one_that_goes_on(tiny_mnist, folder, capsys):
+    options = dict(TINY, data_dir=tiny_mnist)
+    first = Densenet.train(**options)
+    again = Densenet.train(run_name="other", **options)
+    assert again["test_accuracy"] == first["test_accuracy"]
+    (run,) = glob.glob("model/mnist-*")
+    assert_equal_weights(weights_of(run, 12), weights_of("model/other", 12))
+
+    capsys.readouterr()
+    assert Densenet.train(**options)["test_accuracy"] == first["test_accuracy"]
+    assert "is finished: 2 epochs" in capsys.readouterr().out
+
+    longer = Densenet.train(**dict(options, total_epochs=3))
+    output = capsys.readouterr().out
+    assert "resuming after step 12, epoch 2.0 of 3" in output and "total_epochs was 2 and is now 3" in output
+    assert (longer["epochs"], longer["steps"]) == (3, 18)
+    with open(os.path.join(run, "result-1.json")) as file:
+        assert json.load(file)["epochs"] == 2
+
+
+def test_without_a_validation_split(tiny_mnist, folder):
+    result = Densenet.train(data_dir=tiny_mnist, run_name="all", **dict(TINY, validation_size=0))
+    assert result["steps"] == 12 and not os.path.exists("model/all/best")
+
+
+def test_another_run_in_the_directory_is_refused(tiny_mnist, folder):
+    options = dict(TINY, data_dir=tiny_mnist, run_name="mine", total_epochs=1)
+    Densenet.train(**options)
+    before = weights_of("model/mine", 6)
+    for change in (dict(growth_k=5), dict(seed=7), dict(validation_size=29)):
+        with pytest.raises(UserError, match="other settings .*%s was" % list(change)[0]):
+            Densenet.train(**dict(options, **change))
+    other = os.path.join(folder, "other data")
+    shutil.copytree(tiny_mnist, other)
+    for train in glob.glob(os.path.join(other, "mnist", "train-*")):
+        shutil.copy(train.replace(other, tiny_mnist).replace("train", "t10k"), train)
+    with pytest.raises(UserError, match="other settings .*data was"):
+        Densenet.train(**dict(options, data_dir=other, validation_size=5, batch_size=5))
+    assert_equal_weights(before, weights_of("model/mine", 6))
+
+
+def test_a_damaged_checkpoint_is_skipped_and_named(tiny_mnist, folder, capsys):
+    options = dict(TINY, data_dir=tiny_mnist, run_name="mine")
+    Densenet.train(**options)
+    expected = weights_of("model/mine", 12)
+    os.remove("model/mine/result.json")
+    with open("model/mine/dense.ckpt-12.data-00000-of-00001", "r+b") as file:
+        file.truncate(100)
+    with open("model/mine/checkpoint", "w") as file:
+        file.write("garbage")
+    capsys.readouterr()
+    Densenet.train(**options)
+    output = capsys.readouterr().out
+    assert "skipped model/mine/dense.ckpt-12" in output and "resuming after step 6" in output
+    if record.MAJOR == "2":  # its kernels repeat bit for bit
+        assert_equal_weights(expected, weights_of("model/mine", 12))
+    for data in glob.glob("model/mine/dense.ckpt-*.data-*"):
+        with open(data, "wb"):
+            pass
+    os.remove("model/mine/result.json")
+    with pytest.raises(UserError, match="no checkpoint in model/mine is intact"):
+        Densenet.train(**options)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_mnist, folder):
+    with pytest.raises(UserError, match=r"the (validation )?loss is (nan|inf)") as caught:
+        Densenet.train(data_dir=tiny_mnist, **dict(TINY, optimizer="momentum", init_learning_rate=100.0,
+                                                   weight_decay=1.0, warmup=0.0, total_epochs=200))
+    assert "step" in str(caught.value)
+    for index in glob.glob("model/*/*.index"):
+        step = int(index[:-len(".index")].rpartition("-")[2])
+        assert all(np.isfinite(value).all() for value in weights_of(os.path.dirname(index), step).values())
+
+
+@pytest.mark.parametrize("arguments,sentence", [
+    (["growthk=24"], "there is no setting 'growthk': the nearest are growth_k"),
+    (["batch_size=0"], "batch_size must be an integer from 1"),
+    (["growth_k=abc"], "growth_k=abc: growth_k must be an integer"),
+    (["growth_k=1000000"], "growth_k must be"),
+    (["dropout_rate=1.5"], "dropout_rate must be a number from 0 to 0.95"),
+    (["network=densenet"], "network must be one of densenet_mnist"),
+    (["batch_size=301"], "batch_size=301 is more than the 300 training images"),
+    (["blocks=1,1,1,1,1,1", "stem=3x3s2"], "the 28x28 images shrink to 0 at trans_3"),
+    (["data_dir=nowhere"], "MNIST is neither in nowhere"),
+    (["data_dir=file"], "file cannot be read as a folder"),
+    (["model_dir=file"], "set model_dir to a folder that can be written"),
+    (["log_dir=file"], "set log_dir to a folder that can be written"),
+])
+def test_bad_input_is_one_sentence(tiny_mnist, folder, capsys, monkeypatch, arguments, sentence):
+    monkeypatch.setattr(mnist_loader, "fetch_all", offline)
+    with open("file", "w") as file:
+        file.write("no folder")
+    before = sorted(os.listdir("."))
+    defaults = ["data_dir=" + tiny_mnist, "validation_size=30", "blocks=1,1", "growth_k=4", "batch_size=50"]
+    assert Densenet.main(defaults + arguments) == 1
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1 and error.startswith("Densenet.py: ")
+    left = set(os.listdir(".")) - set(before)
+    assert left <= {"model"} and not glob.glob("model/*/dense.ckpt*")
+
+
+def offline(*_):
+    raise download.Unavailable("no network")
+
+
+def test_digits_stand_in_for_mnist_in_the_plain_command_alone(folder, capsys, monkeypatch):
+    monkeypatch.setattr(mnist_loader, "fetch_all", offline)
+    monkeypatch.setattr(Densenet, "total_epochs", 1)
+    assert Densenet.main([]) == 0
+    output = capsys.readouterr().out
+    assert "put train-images-idx3-ubyte.gz" in output and os.path.join("data", "mnist") in output
+    assert "DenseNet on digits" in output and os.listdir("model") == ["digits"]
+    assert Densenet.main(["dataset=mnist"]) == 1
+    assert Densenet.main(["data_dir=elsewhere"]) == 1
+    assert Densenet.main(["digits_stand_in=False"]) == 1
+
+
+def program(arguments, **options):
+    return subprocess.Popen([sys.executable, "-W", "ignore", PROGRAM] + arguments, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, universal_newlines=True, **options)
+
+
+def arguments_for(tiny_mnist, name, **changes):
+    options = dict(TINY, data_dir=tiny_mnist, run_name=name, dropout_rate=0.2, **changes)
+    return ["%s=%s" % (key, Densenet.settings.shown(value)) for key, value in options.items()]
+
+
+def wait_for(condition, process):
+    """Waits until the condition holds; fails if the process ends before."""
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.001)
+
+
+def read(path):
+    with open(path) as file:
+        return json.load(file)
+
+
+def test_killed_in_mid_epoch_and_started_again(tiny_mnist, folder):
+    """With dropout, the weights and the result are those of a run that was never stopped, bit for bit."""
+    changes = dict(total_epochs=8, batch_size=5)
+    expected = Densenet.train(arguments_for(tiny_mnist, "whole", **changes))
+    command = arguments_for(tiny_mnist, "killed", checkpoint_minutes=0.01, **changes)
+    process = program(command)
+    wait_for(lambda: [path for path in glob.glob("model/killed/dense.ckpt-*.index")
+                      if int(path[:-len(".index")].rpartition("-")[2]) % 60], process)
+    process.kill()
+    process.communicate()
+    assert not os.path.exists("model/killed/result.json")
+    resumed = program(command)
+    output, error = resumed.communicate()
+    assert resumed.returncode == 0, error
+    assert "resuming after step" in output
+    result = read("model/killed/result.json")
+    assert (result["steps"], result["test_accuracy"]) == (480, expected["test_accuracy"])
+    assert_equal_weights(weights_of("model/whole", 480), weights_of("model/killed", 480))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_a_second_process_is_refused(tiny_mnist, folder, number):
+    command = arguments_for(tiny_mnist, "mine", total_epochs=1000)
+    process = program(command)
+    wait_for(lambda: glob.glob("model/mine/dense.ckpt-*.index"), process)
+    with pytest.raises(UserError, match="is being trained by process %d" % process.pid):
+        Densenet.train(command)
+    process.send_signal(number)
+    _, error = process.communicate()
+    assert process.returncode == 128 + number
+    assert "stopped and saved at step" in error and "Traceback" not in error
+    step = int(error.partition("stopped and saved at step ")[2].split()[0])
+    assert weights_of("model/mine", step)["global_step"] == step
+
+
+def test_the_help_names_every_hyperparameter(capsys):
+    assert Densenet.main(["--help"]) == 0
+    output = capsys.readouterr().out
+    for name in Densenet.settings.declared(Densenet):
+        assert "  %s=" % name in output

@@ -1,0 +1,132 @@
+"""Downloads from a real local server that misbehaves."""
+
+import contextlib
+import hashlib
+import http.server
+import os
+import socket
+import threading
+
+import pytest
+
+from support import download
+
+CONTENT = bytes(range(256)) * 300
+FILES = {"file.bin": (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())}
+
+
+@contextlib.contextmanager
+def server(behaviour):
+    """A server on loopback; `behaviour(handler, request number)` answers each GET. Yields the folder's URL."""
+    count = [0]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self):
+            count[0] += 1
+            behaviour(self, count[0])
+
+        def log_message(self, *_):
+            pass
+
+    httpd = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield "http://127.0.0.1:%d/" % httpd.server_address[1]
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
+
+
+def answer(handler, content, status=200, length=None):
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(content) if length is None else length))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def good(handler, _):
+    answer(handler, CONTENT)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+
+
+def files_in(folder):
+    return sorted(os.listdir(str(folder)))
+
+
+def test_a_good_mirror(tmp_path):
+    with server(good) as url:
+        download.fetch_all(FILES, [url], str(tmp_path / "made" / "on the way"))
+    assert (tmp_path / "made" / "on the way" / "file.bin").read_bytes() == CONTENT
+    assert files_in(tmp_path / "made" / "on the way") == ["file.bin"]
+
+
+def busy_twice(handler, number):
+    answer(handler, b"busy", 503) if number < 3 else good(handler, number)
+
+
+def short_once(handler, number):
+    answer(handler, CONTENT[:1000], length=len(CONTENT)) if number < 2 else good(handler, number)
+
+
+@pytest.mark.parametrize("behaviour", [busy_twice, short_once])
+def test_a_passing_problem_is_tried_again(tmp_path, behaviour):
+    with server(behaviour) as url:
+        download.fetch_all(FILES, [url], str(tmp_path))
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+BAD = {
+    "not found": (lambda handler, _: answer(handler, b"", 404), "HTTP status 404"),
+    "always busy": (lambda handler, _: answer(handler, b"", 503), "no complete answer"),
+    "wrong bytes": (lambda handler, _: answer(handler, CONTENT[::-1]), "sha256 differs"),
+    "login page": (lambda handler, _: answer(handler, b"<html>log in</html>"), "sends 19 bytes where"),
+    "short": (lambda handler, _: answer(handler, CONTENT[:-1], length=len(CONTENT)), "no complete answer"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+def test_a_bad_mirror_leaves_nothing_and_is_named(tmp_path, name):
+    behaviour, complaint = BAD[name]
+    with server(behaviour) as url:
+        with pytest.raises(download.Unavailable) as caught:
+            download.fetch_all(FILES, [url], str(tmp_path))
+    assert complaint in str(caught.value) and "127.0.0.1" in str(caught.value) and "\n" not in str(caught.value)
+    assert files_in(tmp_path) == []
+
+
+def test_the_next_mirror_helps(tmp_path):
+    with server(BAD["wrong bytes"][0]) as bad, server(good) as url:
+        download.fetch_all(FILES, [bad, url], str(tmp_path))
+    assert files_in(tmp_path) == ["file.bin"]
+
+
+def test_a_host_that_never_answers_is_given_up_soon(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.2)
+    with socket.socket() as silent:  # takes connections, says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(5)
+        with pytest.raises(download.Unavailable, match="no answer"):
+            download.fetch_all(FILES, ["http://127.0.0.1:%d/" % silent.getsockname()[1]], str(tmp_path))
+
+
+def test_a_closed_port(tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = "http://127.0.0.1:%d/" % closed.getsockname()[1]
+    with pytest.raises(download.Unavailable, match="cannot be reached"):
+        download.fetch_all(FILES, [url], str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "data").write_text("")
+    with pytest.raises(download.Unavailable, match="cannot make the folder"):
+        download.fetch_all(FILES, [], str(tmp_path / "data" / "mnist"))

@@ -1,0 +1,88 @@
+"""Settings: types, ranges, overrides, and the sentences for what is wrong."""
+
+import importlib.util
+
+import pytest
+
+from support import UserError, settings
+
+SOURCE = '''
+from support.settings import *
+rate: number(0.0, 0.95) = 0.5  # share that is dropped
+count: integer(1, 10) = None  # how many
+layers: integers(1, 99, most=3) = (4, 4)  # of each block
+loud: boolean() = False  # says more
+kind: one_of(("adam", "momentum")) = "adam"  # which
+folder: path() = "data"  # where
+name: file_name() = None  # of the run
+not_a_setting = 3
+'''
+
+
+@pytest.fixture
+def module(tmp_path):
+    (tmp_path / "program.py").write_text(SOURCE)
+    spec = importlib.util.spec_from_file_location("program", str(tmp_path / "program.py"))
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    return program
+
+
+def test_defaults(module):
+    values, overridden = settings.collect(module)
+    assert values == {"rate": 0.5, "count": None, "layers": (4, 4), "loud": False, "kind": "adam", "folder": "data",
+                      "name": None}
+    assert overridden == set()
+
+
+def test_overrides(module):
+    values, overridden = settings.collect(
+        module, ["--rate=0.1", "count=7", "layers=4,4,32", "loud=True", "kind=momentum", "name=a-b=1,2"], folder="x")
+    assert values == {"rate": 0.1, "count": 7, "layers": (4, 4, 32), "loud": True, "kind": "momentum", "folder": "x",
+                      "name": "a-b=1,2"}
+    assert overridden == set(values)
+
+
+def test_none_gives_back_the_default(module):
+    assert settings.collect(module, ["count=None"])[0]["count"] is None
+
+
+@pytest.mark.parametrize("argument", [
+    "rate=1.5", "rate=-0.1", "rate=nan", "rate=inf", "rate=", "rate=abc", "rate=None", "count=0", "count=11",
+    "count=2.5", "count=abc", "count=1e1", "count=" + "9" * 5000, "layers=",
+    "layers=1,,2", "layers=0", "layers=1,2,3,4", "loud=1", "loud=", "kind=sgd", "kind=", "folder=", "folder=a\0b", "name=a/b", "name=..", "name=", "name=.x"])
+def test_bad_values_name_the_setting_and_its_range(module, argument):
+    with pytest.raises(UserError) as caught:
+        settings.collect(module, [argument])
+    name = argument.partition("=")[0]
+    message = str(caught.value)
+    assert name in message and str(settings.declared(module)[name]) in message
+    assert "\n" not in message and len(message) < 250
+
+
+@pytest.mark.parametrize("value", ["abc", 0, 11, True, 2.5, [], object(), float("nan")])
+def test_an_edited_constant_is_checked_too(module, value):
+    module.count = value
+    with pytest.raises(UserError, match="count must be an integer from 1 to 10"):
+        settings.collect(module)
+
+
+def test_unknown_names(module):
+    with pytest.raises(UserError, match="no setting 'layer': the nearest are layers"):
+        settings.collect(module, ["layer=3"])
+    with pytest.raises(UserError, match="count, folder, kind"):
+        settings.collect(module, ["zzzz=3"])
+    with pytest.raises(UserError, match="write name=value"):
+        settings.collect(module, ["rate"])
+
+
+def test_help_has_names_values_meanings_and_ranges(module):
+    text = settings.help_text(module, settings.collect(module)[0])
+    assert "layers=4,4\n        of each block; 1 to 3 integers from 1 to 99, separated by commas" in text
+    assert "not_a_setting" not in text
+
+
+def test_values_are_shown_as_they_are_written(module):
+    for argument in ("rate=0.1", "layers=4,4,32", "count=3", "kind=momentum", "rate=1e-08"):
+        name, _, text = argument.partition("=")
+        assert settings.shown(settings.collect(module, [argument])[0][name]) == text
