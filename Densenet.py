@@ -25,6 +25,7 @@ from support import UserError, settings
 from support.data import normalize
 from support.download import Unavailable
 from support.interruption import Interruption
+from support.prefetch import prefetched
 from support.report import Report
 from support.run_directory import Checkpoints, RunDirectory
 from support.settings import boolean, file_name, integer, integers, number, one_of, path
@@ -39,6 +40,8 @@ DATASETS = {
 # max pooling or None for no pooling).
 STEMS = {
     "3x3": (3, 1, False, None),
+    "3x3+pool": (3, 1, False, "VALID"),
+    "5x5+pool": (5, 1, False, "VALID"),
     "3x3s2": (3, 2, False, None),
     "5x5s2+pool": (5, 2, False, "VALID"),
     "7x7s2": (7, 2, False, None),
@@ -75,7 +78,9 @@ dataset: one_of(tuple(DATASETS)) = "mnist"  # what to train on
 data_dir: path() = "data"  # where data sets are sought, in its folder of the data set's name first; downloads go there
 digits_stand_in: boolean() = True  # without MNIST, train on the small digits inside scikit-learn instead of stopping
 validation_size: integer(0, 1000000) = None  # training images held out to choose by; 0 for none
-augmentation: boolean() = None  # shift training images at random
+augmentation: boolean() = None  # change training images at random, by the next two
+shift: integer(0, 8) = None  # pixels, along each axis
+rotation: number(0.0, 45.0) = None  # degrees, either way
 
 # Network
 network: one_of(tuple(NETWORKS)) = None  # one of the networks above; the constants of this group change parts of it
@@ -107,8 +112,8 @@ checkpoint_minutes: number(0.01, 100000.0) = 10.0  # saved at least this often, 
 test_every_epoch: boolean() = False  # for those who want the curve; choose nothing by it
 
 # What None means, for each data set. Chosen on the validation split; README.md says what was tried.
-_COMMON = dict(augmentation=True, dropout_rate=0.0, optimizer="adam", schedule="cosine", warmup=0.1, epsilon=1e-8,
-               weight_decay=0.0, seed=0)
+_COMMON = dict(augmentation=True, shift=2, rotation=0.0, dropout_rate=0.0, optimizer="adam", schedule="cosine",
+               warmup=0.1, epsilon=1e-8, weight_decay=0.0, seed=0)
 DEFAULTS = {
     "mnist": dict(_COMMON, network="densenet_mnist", init_learning_rate=5e-3, batch_size=100, total_epochs=20,
                   validation_size=5000),
@@ -273,7 +278,8 @@ def training_batches(data, config, epoch, first_batch):
         chosen = order[batch * config.batch_size:(batch + 1) * config.batch_size]
         images = normalize(data.train.images[chosen], data.mean, data.deviation)
         if config.augmentation:
-            images = data_augmentation(images, data.border, config.seed, epoch, batch)
+            images = data_augmentation(images, data.border, config.seed, epoch, batch,
+                                       config.shift, config.rotation)
         yield images, data.train.labels[chosen]
 
 
@@ -413,7 +419,7 @@ def train(arguments=(), **overrides):
 
             while step < total_steps:
                 epoch, batches_done = divmod(step, steps_per_epoch)
-                for images, labels in training_batches(data, config, epoch, batches_done):
+                for images, labels in prefetched(training_batches(data, config, epoch, batches_done)):
                     rate = learning_rate(step, total_steps, config)
                     _, loss, accuracy = sess.run([net.train, net.cost, net.accuracy],
                                                  {net.images: images, net.labels: labels, net.rate: rate})

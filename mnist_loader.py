@@ -8,7 +8,7 @@ import struct
 
 import numpy as np
 
-from support.data import DataError, Split, data_set, find, random_shift, read_bytes
+from support.data import DataError, Split, data_set, find, random_rotation, random_shift, read_bytes
 from support.download import Unavailable, fetch_all
 
 MIRRORS = (
@@ -70,14 +70,19 @@ def prepare_digits(data_dir, validation_size):
                     CLASS_NAMES, validation_size, black_border=True)
 
 
-def data_augmentation(images, border, seed, epoch, batch, padding=2):
-    """Shifts each image by up to `padding` pixels along each axis: a pure function of (seed, epoch, batch).
+def data_augmentation(images, border, seed, epoch, batch, shift, rotation):
+    """Turns each image by up to `rotation` degrees and shifts it by up to `shift` pixels along each axis.
+
+    A pure function of (seed, epoch, batch).
 
     Args:
         images: normalized [N, 28, 28, 1]; left as they are.
         border: the normalized pixel that moves in from the edge, [1].
     """
-    return random_shift(images, padding, border, np.random.RandomState([seed, epoch, batch]))
+    random = np.random.RandomState([seed, epoch, batch])
+    if rotation:
+        images = random_rotation(images, rotation, border, random)
+    return random_shift(images, shift, border, random)
 
 
 def read_split(images_path, labels_path):

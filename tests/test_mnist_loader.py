@@ -11,7 +11,7 @@ from conftest import write, write_images, write_labels
 
 import mnist_loader
 from support import download
-from support.data import DataError, Split, data_set, normalize
+from support.data import DataError
 
 NO_MIRRORS = ()
 
@@ -44,34 +44,19 @@ def test_validation_comes_from_training(tiny_mnist):
     np.testing.assert_array_equal(again.validation.images, data.validation.images)
 
 
-def test_statistics_are_those_of_the_kept_training_images():
-    random = np.random.RandomState(0)
-    train = Split(random.randint(0, 200, (40, 5, 7, 3)).astype(np.uint8), np.zeros(40, np.int64))
-    test = Split(np.full((4, 5, 7, 3), 255, np.uint8), np.zeros(4, np.int64))
-    data = data_set("any", train, test, ["a"], 10, black_border=True)
-    pixels = data.train.images.reshape(-1, 3).astype(np.float64)
-    np.testing.assert_allclose(data.mean, pixels.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(data.deviation, pixels.std(0), rtol=1e-6)
-    normalized = normalize(data.train.images, data.mean, data.deviation)
-    assert normalized.dtype == np.float32
-    np.testing.assert_allclose(normalized.mean((0, 1, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(data.border, normalize(np.zeros(3, np.uint8), data.mean, data.deviation))
-
-
 def test_a_validation_split_that_leaves_nothing_is_refused(tiny_mnist):
     with pytest.raises(DataError, match="validation_size=330 leaves nothing"):
         mnist_loader.prepare_data(tiny_mnist, 330, NO_MIRRORS)
 
 
-def test_augmentation_shifts_by_whole_pixels_and_repeats():
+def augmented(images, seed=3, epoch=5, batch=2, rotation=0.0):
+    return mnist_loader.data_augmentation(images, np.float32([-7]), seed, epoch, batch, shift=2, rotation=rotation)
+
+
+def test_augmentation_shifts_by_whole_pixels():
     images = np.random.RandomState(0).rand(30, 28, 28, 1).astype(np.float32)
-    before = images.copy()
-    shifted = mnist_loader.data_augmentation(images, np.float32([-7]), seed=3, epoch=5, batch=2)
-    np.testing.assert_array_equal(images, before)
-    np.testing.assert_array_equal(shifted, mnist_loader.data_augmentation(images, np.float32([-7]), 3, 5, 2))
-    assert (shifted != mnist_loader.data_augmentation(images, np.float32([-7]), 3, 6, 2)).any()
     seen = set()
-    for image, moved in zip(images[..., 0], shifted[..., 0]):
+    for image, moved in zip(images[..., 0], augmented(images)[..., 0]):
         padded = np.full((32, 32), np.float32(-7))
         padded[2:30, 2:30] = image
         places = [(top, left) for top in range(5) for left in range(5)
@@ -79,6 +64,17 @@ def test_augmentation_shifts_by_whole_pixels_and_repeats():
         assert len(places) == 1
         seen.update(places)
     assert {top for top, _ in seen} == {left for _, left in seen} == set(range(5))
+
+
+@pytest.mark.parametrize("rotation", [0.0, 10.0])
+def test_augmentation_is_a_pure_function(rotation):
+    images = np.random.RandomState(0).rand(30, 28, 28, 1).astype(np.float32)
+    before = images.copy()
+    first = augmented(images, rotation=rotation)
+    np.testing.assert_array_equal(images, before)
+    np.testing.assert_array_equal(first, augmented(images, rotation=rotation))
+    for other in (dict(seed=4), dict(epoch=6), dict(batch=3)):
+        assert (first != augmented(images, rotation=rotation, **other)).any()
 
 
 def replaced(source, target, name, content):

@@ -49,8 +49,9 @@ def test_none_gives_back_the_default(module):
 
 @pytest.mark.parametrize("argument", [
     "rate=1.5", "rate=-0.1", "rate=nan", "rate=inf", "rate=", "rate=abc", "rate=None", "count=0", "count=11",
-    "count=2.5", "count=abc", "count=1e1", "count=" + "9" * 5000, "layers=",
-    "layers=1,,2", "layers=0", "layers=1,2,3,4", "loud=1", "loud=", "kind=sgd", "kind=", "folder=", "folder=a\0b", "name=a/b", "name=..", "name=", "name=.x"])
+    "count=2.5", "count=abc", "count=1e1", "count=" + "9" * 5000, "layers=", "layers=1,,2", "layers=0",
+    "layers=1,2,3,4", "loud=1", "loud=", "kind=sgd", "kind=", "folder=", "folder=a\0b", "name=a/b", "name=..",
+    "name=", "name=.x"])
 def test_bad_values_name_the_setting_and_its_range(module, argument):
     with pytest.raises(UserError) as caught:
         settings.collect(module, [argument])

@@ -1,0 +1,55 @@
+"""The run directory: its lock, its settings, its files."""
+
+import os
+
+import pytest
+
+from support import UserError
+from support.run_directory import RunDirectory
+
+
+def test_settings_are_kept_and_compared(tmp_path):
+    path = str(tmp_path / "a run with spaces")
+    for _ in range(2):
+        with RunDirectory(path, {"blocks": (4, 4), "seed": 1}) as directory:
+            assert directory.read_json("settings.json") == {"blocks": [4, 4], "seed": 1}
+    with pytest.raises(UserError, match=r"\(blocks was \[4, 4\], now \[4, 5\]; seed was 1, now 2\)"):
+        with RunDirectory(path, {"blocks": (4, 5), "seed": 2}):
+            pass
+    with RunDirectory(path, {"blocks": (4, 4), "seed": 1}):  # the refused one let go of the lock
+        pass
+
+
+def test_one_holder_at_a_time(tmp_path):
+    with RunDirectory(str(tmp_path), {}):
+        with pytest.raises(UserError, match="process %d" % os.getpid()):
+            with RunDirectory(str(tmp_path), {}):
+                pass
+    with RunDirectory(str(tmp_path), {}):
+        pass
+
+
+def test_checkpoints_without_settings_are_not_guessed_at(tmp_path):
+    (tmp_path / "dense.ckpt-7.index").write_text("")
+    with pytest.raises(UserError, match="no readable settings.json"):
+        with RunDirectory(str(tmp_path), {}):
+            pass
+    assert not (tmp_path / "settings.json").exists()
+
+
+def test_checkpoints_are_found_by_their_files_newest_first(tmp_path):
+    with RunDirectory(str(tmp_path / "[run]"), {}) as directory:
+        for name in ("dense.ckpt-900.index", "dense.ckpt-1000.index", "dense.ckpt-x.index", "other-3.index"):
+            open(os.path.join(directory.path, name), "w").close()
+        assert [(step, os.path.basename(prefix)) for step, prefix in directory.checkpoints()] == [
+            (1000, "dense.ckpt-1000"), (900, "dense.ckpt-900")]
+
+
+def test_results_are_kept(tmp_path):
+    with RunDirectory(str(tmp_path), {}) as directory:
+        directory.keep_json("result.json")
+        for number in range(3):
+            directory.write_json("result.json", {"number": number})
+            directory.keep_json("result.json")
+        assert [directory.read_json("result-%d.json" % i)["number"] for i in (1, 2, 3)] == [0, 1, 2]
+        assert directory.read_json("result.json") is None
