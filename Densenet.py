@@ -22,7 +22,7 @@ import mnist_loader
 from ops import (Average_pooling, Batch_Normalization, Concatenation, Drop_out, Global_Average_Pooling, Linear,
                  Max_Pooling, Relu, conv_layer)
 from support import UserError, settings
-from support.data import normalize
+from support.data import color_preprocessing, data_augmentation
 from support.download import Unavailable
 from support.interruption import Interruption
 from support.prefetch import prefetched
@@ -30,10 +30,10 @@ from support.report import Report
 from support.run_directory import Checkpoints, RunDirectory
 from support.settings import boolean, file_name, integer, integers, number, one_of, path
 
-# How the data sets are read: name: (prepare_data, data_augmentation).
+# How the data sets are read.
 DATASETS = {
-    "mnist": (mnist_loader.prepare_data, mnist_loader.data_augmentation),
-    "digits": (mnist_loader.prepare_digits, mnist_loader.data_augmentation),
+    "mnist": mnist_loader.prepare_data,
+    "digits": mnist_loader.prepare_digits,
 }
 
 # What stands before the first block: (side of the kernel, stride, batch normalization and ReLU, padding of the 3×3/2
@@ -41,9 +41,7 @@ DATASETS = {
 STEMS = {
     "3x3": (3, 1, False, None),
     "3x3+pool": (3, 1, False, "VALID"),
-    "5x5+pool": (5, 1, False, "VALID"),
     "3x3s2": (3, 2, False, None),
-    "5x5s2+pool": (5, 2, False, "VALID"),
     "7x7s2": (7, 2, False, None),
     "7x7s2+pool": (7, 2, False, "VALID"),
     "imagenet": (7, 2, True, "SAME"),  # 224 -> 112 -> 56, as in the paper's table 1
@@ -54,7 +52,7 @@ _BC = dict(bottleneck=True, compression=0.5, transition_channels=None, stem="3x3
            stem_channels=None, first_block=1)
 _IMAGENET = dict(_BC, stem="imagenet")
 NETWORKS = {
-    "densenet_mnist": dict(_BC, blocks=(4, 4, 4), growth_k=16, stem="7x7s2+pool", first_block=0),
+    "densenet_mnist": dict(_BC, blocks=(2, 4, 4), growth_k=16, bottleneck=False, stem="3x3+pool", first_block=0),
     "densenet_mnist_first": dict(_BC, blocks=(4, 4, 32), growth_k=12, stem="7x7s2+pool", first_block=0),
     "densenet_40_12": dict(_BC, blocks=(12, 12, 12), growth_k=12, bottleneck=False, compression=1.0, stem_channels=16),
     "densenet_bc_100_12": dict(_BC, blocks=(16, 16, 16), growth_k=12),
@@ -78,9 +76,10 @@ dataset: one_of(tuple(DATASETS)) = "mnist"  # what to train on
 data_dir: path() = "data"  # where data sets are sought, in its folder of the data set's name first; downloads go there
 digits_stand_in: boolean() = True  # without MNIST, train on the small digits inside scikit-learn instead of stopping
 validation_size: integer(0, 1000000) = None  # training images held out to choose by; 0 for none
-augmentation: boolean() = None  # change training images at random, by the next two
+augmentation: boolean() = None  # change training images at random, by the next three
 shift: integer(0, 8) = None  # pixels, along each axis
 rotation: number(0.0, 45.0) = None  # degrees, either way
+flip: boolean() = None  # left to right
 
 # Network
 network: one_of(tuple(NETWORKS)) = None  # one of the networks above; the constants of this group change parts of it
@@ -96,7 +95,7 @@ dropout_rate: number(0.0, 0.95) = None  # share of activations zeroed after each
 # Training
 optimizer: one_of(("adam", "momentum")) = None  # momentum: Nesterov's, 0.9, and the paper's recipe with it
 init_learning_rate: number(1e-8, 100.0) = None  # before any decay
-schedule: one_of(("constant", "steps", "cosine")) = None  # steps: divided by 10 at 50% and 75% of the epochs
+schedule: one_of(("constant", "steps", "cosine", "exponential")) = None  # of the rate; learning_rate() has them
 warmup: number(0.0, 0.9) = None  # share of the steps in which the rate rises from 0 first
 epsilon: number(1e-12, 1.0) = None  # Adam's, added to the denominator
 weight_decay: number(0.0, 1.0) = None  # L2: this times each trainable variable is added to its gradient
@@ -112,13 +111,12 @@ checkpoint_minutes: number(0.01, 100000.0) = 10.0  # saved at least this often, 
 test_every_epoch: boolean() = False  # for those who want the curve; choose nothing by it
 
 # What None means, for each data set. Chosen on the validation split; README.md says what was tried.
-_COMMON = dict(augmentation=True, shift=2, rotation=0.0, dropout_rate=0.0, optimizer="adam", schedule="cosine",
-               warmup=0.1, epsilon=1e-8, weight_decay=0.0, seed=0)
+_COMMON = dict(augmentation=True, dropout_rate=0.0, optimizer="adam", epsilon=1e-8, weight_decay=0.0, seed=0)
+_HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, flip=False, init_learning_rate=5e-3,
+                    schedule="exponential", warmup=0.02)
 DEFAULTS = {
-    "mnist": dict(_COMMON, network="densenet_mnist", init_learning_rate=5e-3, batch_size=100, total_epochs=20,
-                  validation_size=5000),
-    "digits": dict(_COMMON, network="densenet_mnist", init_learning_rate=5e-3, batch_size=50, total_epochs=60,
-                   validation_size=100),
+    "mnist": dict(_HANDWRITING, batch_size=100, total_epochs=20, validation_size=5000),
+    "digits": dict(_HANDWRITING, batch_size=50, total_epochs=60, validation_size=100),
 }
 
 # What an optimizer brings along, over the data set's defaults: the paper's section 4.2.
@@ -256,7 +254,7 @@ def choose(arguments=(), **overrides):
 
 def prepare_data(config):
     """The data set of the run, and the run's hyperparameters: those of `digits` where that stands in for MNIST."""
-    prepare, _ = DATASETS[config.dataset]
+    prepare = DATASETS[config.dataset]
     try:
         return prepare(config.data_dir, config.validation_size), config
     except Unavailable as error:
@@ -272,30 +270,32 @@ def training_batches(data, config, epoch, first_batch):
 
     A pure function of (seed, epoch, batch). The incomplete last batch is dropped: the order is new every epoch.
     """
-    _, data_augmentation = DATASETS[config.dataset]
     order = np.random.RandomState([config.seed, epoch]).permutation(len(data.train))
     for batch in range(first_batch, len(data.train) // config.batch_size):
         chosen = order[batch * config.batch_size:(batch + 1) * config.batch_size]
-        images = normalize(data.train.images[chosen], data.mean, data.deviation)
+        images = color_preprocessing(data.train.images[chosen], data.mean, data.deviation)
         if config.augmentation:
-            images = data_augmentation(images, data.border, config.seed, epoch, batch,
-                                       config.shift, config.rotation)
+            random = np.random.RandomState([config.seed, epoch, batch])
+            images = data_augmentation(images, data.border, random, config.shift, config.rotation, config.flip)
         yield images, data.train.labels[chosen]
 
 
 def learning_rate(step, total_steps, config):
     """The rate of step `step` (from 0) of `total_steps`: a pure function, so that resuming needs no replay.
 
-    steps: the paper's section 4.2; cosine: Loshchilov & Hutter 2017 (arXiv 1608.03983), one period.
+    steps: divided by 10 at 50% and 75% of the steps, the paper's section 4.2; cosine: one period of Loshchilov & Hutter
+    2017 (arXiv 1608.03983); exponential: by the same factor each step, to a hundredth in the end.
     """
     warmup_steps = config.warmup * total_steps
     if step < warmup_steps:
         return config.init_learning_rate * (step + 1) / (warmup_steps + 1)
     if config.schedule == "steps":
         return config.init_learning_rate * 0.1 ** ((2 * step >= total_steps) + (4 * step >= 3 * total_steps))
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
     if config.schedule == "cosine":
-        progress = (step - warmup_steps) / (total_steps - warmup_steps)
         return config.init_learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    if config.schedule == "exponential":
+        return config.init_learning_rate * 0.01 ** progress
     return config.init_learning_rate
 
 
@@ -354,7 +354,7 @@ def Evaluate(sess, net, split, data, batch_size):
     """Mean loss and accuracy (a fraction) over every image of the split, the incomplete last batch included."""
     loss_sum = hit_sum = 0.0
     for start in range(0, len(split), batch_size):
-        images = normalize(split.images[start:start + batch_size], data.mean, data.deviation)
+        images = color_preprocessing(split.images[start:start + batch_size], data.mean, data.deviation)
         labels = split.labels[start:start + batch_size]
         count = len(labels)
         if count < batch_size:  # padded with copies of the first image, which are not counted
@@ -448,10 +448,10 @@ def main(arguments):
     """Runs the program; returns its exit status."""
     try:
         if {"--help", "-h"} & set(arguments):
-            module = sys.modules[__name__]
+            config = choose([argument for argument in arguments if argument not in ("--help", "-h")])
             print(__doc__)
-            print("Hyperparameters, for dataset=%s:" % dataset)
-            print(settings.help_text(module, vars(choose())))
+            print("Hyperparameters, with their values for dataset=%s:" % config.dataset)
+            print(settings.help_text(sys.modules[__name__], vars(config)))
         else:
             train(arguments)
     except UserError as error:

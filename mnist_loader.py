@@ -8,7 +8,7 @@ import struct
 
 import numpy as np
 
-from support.data import DataError, Split, data_set, find, random_rotation, random_shift, read_bytes
+from support.data import DataError, Split, data_set, find, read_bytes
 from support.download import Unavailable, fetch_all
 
 MIRRORS = (
@@ -68,21 +68,6 @@ def prepare_digits(data_dir, validation_size):
     test = np.arange(len(labels)) % 5 == 4
     return data_set("digits", Split(images[~test], labels[~test]), Split(images[test], labels[test]),
                     CLASS_NAMES, validation_size, black_border=True)
-
-
-def data_augmentation(images, border, seed, epoch, batch, shift, rotation):
-    """Turns each image by up to `rotation` degrees and shifts it by up to `shift` pixels along each axis.
-
-    A pure function of (seed, epoch, batch).
-
-    Args:
-        images: normalized [N, 28, 28, 1]; left as they are.
-        border: the normalized pixel that moves in from the edge, [1].
-    """
-    random = np.random.RandomState([seed, epoch, batch])
-    if rotation:
-        images = random_rotation(images, rotation, border, random)
-    return random_shift(images, shift, border, random)
 
 
 def read_split(images_path, labels_path):

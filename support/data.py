@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import os
+import tarfile
 import zlib
 
 import numpy as np
@@ -78,15 +79,39 @@ def data_set(name, train, test, class_names, validation_size, black_border):
     mean = counts @ values / counts.sum(1)
     deviation = np.sqrt(np.maximum(counts @ values ** 2 / counts.sum(1) - mean ** 2, 1.0))
     mean, deviation = mean.astype(np.float32), deviation.astype(np.float32)
-    border = normalize(np.zeros_like(mean), mean, deviation) if black_border else np.zeros_like(mean)
+    border = color_preprocessing(np.zeros_like(mean), mean, deviation) if black_border else np.zeros_like(mean)
     return DataSet(name, Split(kept_images, train.labels[kept]),
                    Split(train.images[held_out], train.labels[held_out]), test, tuple(class_names),
                    mean, deviation, border)
 
 
-def normalize(images, mean, deviation):
-    """uint8 [N, H, W, C] to float32: minus the mean, over the standard deviation, of each channel."""
+def color_preprocessing(images, mean, deviation):
+    """uint8 [N, H, W, C] to float32: minus the mean, over the standard deviation, of each channel.
+
+    Both are the training set's, for every later image, too.
+    """
     return (images - mean) / deviation
+
+
+def data_augmentation(images, border, random, shift=0, rotation=0.0, flip=False):
+    """Changes each image as drawn from `random`: turned, then shifted, then mirrored left to right.
+
+    Args:
+        images: normalized [N, H, W, C], float32; left as they are.
+        border: the normalized pixel that moves in from the edge, [C].
+        random: a RandomState, made from seed, epoch and batch.
+        shift: up to so many pixels along each axis (padding and random crop of the paper's section 4.1).
+        rotation: up to so many degrees either way.
+        flip: whether every second image or so is mirrored.
+    """
+    if rotation:
+        images = random_rotation(images, rotation, border, random)
+    if shift:
+        images = random_shift(images, shift, border, random)
+    if flip:
+        mirrored = random.randint(0, 2, len(images)).astype(bool)
+        images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    return images
 
 
 def random_shift(images, padding, border, random):
@@ -111,23 +136,23 @@ def random_rotation(images, degrees, border, random):
     down, right = (index.reshape(1, -1).astype(np.float32) for index in np.indices((height, width)))
     centre_down, centre_right = np.float32((height - 1) / 2), np.float32((width - 1) / 2)
     cos, sin = np.cos(angles), np.sin(angles)
-    # Where each pixel comes from, in an image with one pixel of border on each side: [N, H·W].
-    from_down = cos * (down - centre_down) - sin * (right - centre_right) + (centre_down + 1)
-    from_right = sin * (down - centre_down) + cos * (right - centre_right) + (centre_right + 1)
-    np.clip(from_down, 0, height + 0.999, out=from_down)
-    np.clip(from_right, 0, width + 0.999, out=from_right)
+    # Where each pixel comes from, in an image with one more pixel before and two behind along each axis: [N, H·W].
+    from_down = cos * (down - centre_down) + sin * (right - centre_right) + (centre_down + 1)
+    from_right = cos * (right - centre_right) - sin * (down - centre_down) + (centre_right + 1)
+    np.clip(from_down, 0, height + 1, out=from_down)
+    np.clip(from_right, 0, width + 1, out=from_right)
     top, left = from_down.astype(np.int32), from_right.astype(np.int32)
     below, beside = from_down - top, from_right - left
-    padded = np.empty([count, height + 2, width + 2, channels], images.dtype)
+    padded = np.empty([count, height + 3, width + 3, channels], images.dtype)
     padded[...] = border
-    padded[:, 1:-1, 1:-1] = images
-    corner = top * (width + 2) + left + np.arange(count, dtype=np.int32)[:, None] * ((height + 2) * (width + 2))
+    padded[:, 1:-2, 1:-2] = images
+    corner = top * (width + 3) + left + np.arange(count, dtype=np.int32)[:, None] * ((height + 3) * (width + 3))
     turned = np.empty([count, height * width, channels], images.dtype)
     for channel in range(channels):  # np.take of single values is many times faster than of rows
         pixels = padded[..., channel].ravel()
-        upper, lower = pixels.take(corner), pixels.take(corner + (width + 2))
+        upper, lower = pixels.take(corner), pixels.take(corner + (width + 3))
         upper += (pixels.take(corner + 1) - upper) * beside
-        lower += (pixels.take(corner + (width + 3)) - lower) * beside
+        lower += (pixels.take(corner + (width + 4)) - lower) * beside
         turned[..., channel] = upper + (lower - upper) * below
     return turned.reshape(images.shape)
 
@@ -167,13 +192,67 @@ def read_bytes(path, header_size, size_from_header):
             size = size_from_header(header)
             limit = os.path.getsize(path) * (MOST_DEFLATE_GAINS if path.endswith(".gz") else 1)
             if size > limit:  # before any memory is asked for
-                raise DataError("%s claims %d bytes of content, more than a file of its size can hold" % (path, size))
+                raise DataError("%s should hold %d bytes, more than a file of its size can" % (path, size))
             content = header + file.read(size - header_size + 1)
     except OSError as error:
         raise DataError("%s cannot be read (%s)" % (path, error.strerror or error)) from None
     except (EOFError, zlib.error) as error:
         raise DataError("%s is damaged (%s)" % (path, error)) from None
     if len(content) != size:
-        raise DataError("%s is %s than the %d bytes its header claims"
+        raise DataError("%s is %s than the %d bytes it should hold"
                         % (path, "shorter" if len(content) < size else "longer", size))
     return content
+
+
+def read_members(path, sizes):
+    """The content of some members of a tar.gz, read in memory: nothing is written, wherever a member wants to go.
+
+    Args:
+        sizes: {name of the member, exactly as in the archive: bytes}.
+    Returns:
+        {name: content}.
+    Raises:
+        DataError: unreadable or damaged; a member is missing, has another size or is no plain file; the archive
+            unpacks to far more than those members.
+    """
+    found = {}
+    try:
+        with gzip.open(path, "rb") as unpacked:
+            limited = _Limited(unpacked, (1 << 20) + 2 * sum(sizes.values()))
+            with tarfile.open(fileobj=limited, mode="r|") as archive:
+                for member in archive:
+                    if member.name not in sizes:
+                        continue
+                    if not member.isreg() or member.size != sizes[member.name]:
+                        raise DataError("%s is not the archive its name says: its member %s is no file of %d bytes"
+                                        % (path, member.name, sizes[member.name]))
+                    found[member.name] = archive.extractfile(member).read()
+            while limited.read(1 << 20):  # to the end, where gzip compares its checksum
+                pass
+    except _TooLong:
+        raise DataError("%s unpacks to far more than it should: it is not the archive its name says" % path) from None
+    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
+        raise DataError("%s cannot be read, or is damaged (%s)" % (path, error)) from None
+    missing = sorted(set(sizes) - set(found))
+    if missing:
+        raise DataError("%s is not the archive its name says: it has no member %s" % (path, missing[0]))
+    return found
+
+
+class _TooLong(Exception):
+    """More bytes came than there should be."""
+
+
+class _Limited:
+    """A file of which at most `limit` bytes can be read, so that neither a bomb nor a bad header costs more."""
+
+    def __init__(self, file, limit):
+        self._file = file
+        self._left = limit
+
+    def read(self, size):
+        content = self._file.read(min(size, self._left + 1))
+        self._left -= len(content)
+        if self._left < 0:
+            raise _TooLong
+        return content

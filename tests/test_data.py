@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from support.data import Split, data_set, normalize, random_rotation, random_shift
+from support.data import Split, color_preprocessing, data_augmentation, data_set, random_rotation, random_shift
 
 
 class Drawn:
@@ -34,10 +34,10 @@ def test_statistics_are_those_of_the_kept_training_images():
     pixels = data.train.images.reshape(-1, 3).astype(np.float64)
     np.testing.assert_allclose(data.mean, pixels.mean(0), rtol=1e-6)
     np.testing.assert_allclose(data.deviation, pixels.std(0), rtol=1e-6)
-    normalized = normalize(data.train.images, data.mean, data.deviation)
+    normalized = color_preprocessing(data.train.images, data.mean, data.deviation)
     assert normalized.dtype == np.float32
     np.testing.assert_allclose(normalized.mean((0, 1, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(data.border, normalize(np.zeros(3, np.uint8), data.mean, data.deviation))
+    np.testing.assert_allclose(data.border, (0 - pixels.mean(0)) / pixels.std(0), rtol=1e-5)
     assert not data_set("any", train, test, ["a"], 10, black_border=False).border.any()
 
 
@@ -66,3 +66,32 @@ def test_rotation_brings_in_the_border():
     turned = random_rotation(np.zeros((1, 9, 9, 1), np.float32), 45.0, np.float32([5]), Drawn([45.0]))
     np.testing.assert_array_equal(turned[0, [0, 0, 8, 8], [0, 8, 0, 8], 0], 5)
     assert turned[0, 4, 4, 0] == 0
+
+
+def test_augmentation_shifts_by_whole_pixels_and_mirrors():
+    images = np.random.RandomState(0).rand(300, 9, 7, 2).astype(np.float32)
+    border = np.float32([-7, 5])
+    changed = data_augmentation(images, border, np.random.RandomState(1), shift=2, flip=True)
+    seen = []
+    for image, moved in zip(images, changed):
+        padded = np.empty((13, 11, 2), np.float32)
+        padded[...] = border
+        padded[2:11, 2:9] = image
+        found = [(top, left, flip) for top in range(5) for left in range(5) for flip in (1, -1)
+                 if (padded[top:top + 9, left:left + 7][:, ::flip] == moved).all()]
+        assert len(found) == 1
+        seen += found
+    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(5))
+    assert 110 < sum(flip == -1 for _, _, flip in seen) < 190
+
+
+@pytest.mark.parametrize("options", [dict(shift=2), dict(rotation=10.0), dict(flip=True), dict(shift=1, flip=True)])
+def test_augmentation_leaves_its_input_and_repeats(options):
+    images = np.random.RandomState(0).rand(30, 9, 7, 2).astype(np.float32)
+    before = images.copy()
+    first = data_augmentation(images, np.float32([0, 1]), np.random.RandomState(1), **options)
+    np.testing.assert_array_equal(images, before)
+    assert (first != images).any() and first.dtype == np.float32
+    np.testing.assert_array_equal(first, data_augmentation(images, np.float32([0, 1]), np.random.RandomState(1),
+                                                           **options))
+    assert (first != data_augmentation(images, np.float32([0, 1]), np.random.RandomState(2), **options)).any()

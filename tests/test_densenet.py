@@ -156,6 +156,7 @@ def test_learning_rate():
         {0: 0.1, 499: 0.1, 500: 0.01, 749: 0.01, 750: 0.001, 999: 0.001})
     assert rates([0, 250, 500, 1000], schedule="cosine") == pytest.approx(
         {0: 0.1, 250: 0.05 * (1 + math.sqrt(0.5)), 500: 0.05, 1000: 0.0})
+    assert rates([0, 500, 1000], schedule="exponential") == pytest.approx({0: 0.1, 500: 0.01, 1000: 0.001})
     assert rates([0, 999], schedule="constant") == {0: 0.1, 999: 0.1}
     warm = rates([0, 99, 100, 550], schedule="cosine", warmup=0.1)
     assert warm[0] == pytest.approx(0.1 / 101) and warm[99] == pytest.approx(0.1 * 100 / 101)
@@ -199,8 +200,14 @@ def test_batches_cover_the_training_images_once_and_repeat(tiny_mnist):
         np.testing.assert_array_equal(first[1], second[1])
     other = next(Densenet.training_batches(data, config, 4, 0))
     assert (other[0] != batches[0][0]).any()
-    augmented = next(Densenet.training_batches(data, tiny_config(tiny_mnist, augmentation=True), 3, 0))
-    assert (augmented[0] != batches[0][0]).any() and (augmented[1] == batches[0][1]).all()
+    changed = {}
+    for place in ((0, 3, 0), (0, 3, 1), (0, 4, 0), (1, 3, 0)):  # seed, epoch, batch
+        images = [next(Densenet.training_batches(data, tiny_config(tiny_mnist, seed=place[0]), *place[1:]))[0]
+                  for _ in range(2)]
+        np.testing.assert_array_equal(images[0], images[1])
+        changed[place] = images[0]
+    assert (changed[0, 3, 0] != batches[0][0]).any()
+    assert len({images.tobytes() for images in changed.values()}) == 4
     np.testing.assert_array_equal(data.train.images, before)
 
 

@@ -49,34 +49,6 @@ def test_a_validation_split_that_leaves_nothing_is_refused(tiny_mnist):
         mnist_loader.prepare_data(tiny_mnist, 330, NO_MIRRORS)
 
 
-def augmented(images, seed=3, epoch=5, batch=2, rotation=0.0):
-    return mnist_loader.data_augmentation(images, np.float32([-7]), seed, epoch, batch, shift=2, rotation=rotation)
-
-
-def test_augmentation_shifts_by_whole_pixels():
-    images = np.random.RandomState(0).rand(30, 28, 28, 1).astype(np.float32)
-    seen = set()
-    for image, moved in zip(images[..., 0], augmented(images)[..., 0]):
-        padded = np.full((32, 32), np.float32(-7))
-        padded[2:30, 2:30] = image
-        places = [(top, left) for top in range(5) for left in range(5)
-                  if (padded[top:top + 28, left:left + 28] == moved).all()]
-        assert len(places) == 1
-        seen.update(places)
-    assert {top for top, _ in seen} == {left for _, left in seen} == set(range(5))
-
-
-@pytest.mark.parametrize("rotation", [0.0, 10.0])
-def test_augmentation_is_a_pure_function(rotation):
-    images = np.random.RandomState(0).rand(30, 28, 28, 1).astype(np.float32)
-    before = images.copy()
-    first = augmented(images, rotation=rotation)
-    np.testing.assert_array_equal(images, before)
-    np.testing.assert_array_equal(first, augmented(images, rotation=rotation))
-    for other in (dict(seed=4), dict(epoch=6), dict(batch=3)):
-        assert (first != augmented(images, rotation=rotation, **other)).any()
-
-
 def replaced(source, target, name, content):
     """A copy of a data_dir in which one file has other bytes."""
     shutil.copytree(source, str(target))
