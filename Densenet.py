@@ -116,7 +116,7 @@ _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, f
                     schedule="exponential", warmup=0.02)
 DEFAULTS = {
     "mnist": dict(_HANDWRITING, batch_size=100, total_epochs=20, validation_size=5000),
-    "digits": dict(_HANDWRITING, batch_size=50, total_epochs=60, validation_size=100),
+    "digits": dict(_HANDWRITING, batch_size=50, total_epochs=30, validation_size=100),
 }
 
 # What an optimizer brings along, over the data set's defaults: the paper's section 4.2.
