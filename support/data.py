@@ -142,7 +142,7 @@ def random_rotation(images, degrees, border, random):
     np.clip(from_down, 0, height + 1, out=from_down)
     np.clip(from_right, 0, width + 1, out=from_right)
     top, left = from_down.astype(np.int32), from_right.astype(np.int32)
-    below, beside = from_down - top, from_right - left
+    below, beside = from_down - top.astype(np.float32), from_right - left.astype(np.float32)
     padded = np.empty([count, height + 3, width + 3, channels], images.dtype)
     padded[...] = border
     padded[:, 1:-2, 1:-2] = images
