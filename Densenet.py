@@ -10,6 +10,7 @@ Shapes in comments: N images of a batch, k growth rate, C channels.
 
 import math
 import os
+import signal
 import sys
 import types
 
@@ -21,7 +22,7 @@ import tensorflow.compat.v1 as tf
 import mnist_loader
 from ops import (Average_pooling, Batch_Normalization, Concatenation, Drop_out, Global_Average_Pooling, Linear,
                  Max_Pooling, Relu, conv_layer)
-from support import UserError, settings
+from support import UserError, say, settings
 from support.data import color_preprocessing, data_augmentation
 from support.download import Unavailable
 from support.interruption import Interruption
@@ -227,27 +228,38 @@ def choose(arguments=(), **overrides):
     Args:
         arguments: overrides as on the command line; `overrides` are the same as values.
     Returns:
-        a namespace of all hyperparameters, with `overridden`, the names given here, and `shaping`, the values that
-        matter to the result.
+        a namespace of all hyperparameters, with `overridden`, {name: value} of those given here, and `shaping`, {name:
+        value} of those that matter to the result.
     Raises:
-        UserError: an unknown name or a bad value.
+        UserError: an unknown name or a bad value, here or in an edited constant or table.
     """
     module = sys.modules[__name__]
-    given, overridden = settings.collect(module, arguments, **overrides)
-    standard = dict(DEFAULTS[given["dataset"]])
-    standard.update(NETWORKS[given["network"] or standard["network"]])
-    standard.update(RECIPES[given["optimizer"] or standard["optimizer"]])
     kinds = settings.declared(module)
+    given, overridden = settings.collect(module, arguments, **overrides)
+    given = {name: value for name, value in given.items() if value is not None}
+
+    def chosen(name, defaults):
+        return given.get(name) or settings.check(name, defaults.get(name), kinds)
+
+    data_defaults = DEFAULTS[chosen("dataset", {})]
+    standard = dict(data_defaults, **NETWORKS[chosen("network", data_defaults)])
+    optimizer_name = chosen("optimizer", data_defaults)
+    standard.update(RECIPES[optimizer_name])
+    if optimizer_name == "momentum" and not given.get("augmentation", standard["augmentation"]):
+        standard["dropout_rate"] = 0.2  # the paper's section 4.2, on data that is not augmented
+    for name, value in standard.items():
+        if value is not None and name != "first_block":
+            standard[name] = settings.check(name, value, kinds)
+    values = dict(standard, **given)
     for name in kinds:
-        if standard.get(name) is not None:
-            standard[name] = settings.check(name, standard[name], kinds)  # the tables are edited, too
-    values = dict(standard, **{name: value for name, value in given.items() if value is not None})
+        if name not in values and name != "run_name":
+            settings.check(name, None, kinds)  # a constant without a default was set to None
+
     named = [name for name in kinds if name in standard and name != "total_epochs"]
     if "run_name" not in values:
-        brought = dict(standard, network=DEFAULTS[given["dataset"]]["network"],
-                       optimizer=DEFAULTS[given["dataset"]]["optimizer"])
-        values["run_name"] = "-".join([given["dataset"]] + [
-            "%s=%s" % (name, settings.shown(values[name])) for name in named if values[name] != brought[name]])
+        brought = dict(standard, network=data_defaults["network"], optimizer=data_defaults["optimizer"])
+        values["run_name"] = settings.check("run_name", "-".join([values["dataset"]] + [
+            "%s=%s" % (name, settings.shown(values[name])) for name in named if values[name] != brought[name]]), kinds)
     shaping = {name: values[name] for name in ["dataset"] + named}
     return types.SimpleNamespace(overridden=overridden, shaping=shaping, **values)
 
@@ -258,11 +270,11 @@ def prepare_data(config):
     try:
         return prepare(config.data_dir, config.validation_size), config
     except Unavailable as error:
-        if config.dataset != "mnist" or not config.digits_stand_in or config.overridden & {"dataset", "data_dir"}:
+        asked_for = {"dataset", "data_dir"} & set(config.overridden)
+        if config.dataset != "mnist" or not config.digits_stand_in or asked_for:
             raise
-        print("%s. Training on scikit-learn's small digits instead (digits_stand_in=False to stop here)." % error)
-        config = choose(**dict({name: getattr(config, name) for name in config.overridden}, dataset="digits"))
-        return prepare_data(config)
+        say("%s. Training on scikit-learn's small digits instead (digits_stand_in=False to stop here)." % error)
+        return prepare_data(choose(**dict(config.overridden, dataset="digits")))
 
 
 def training_batches(data, config, epoch, first_batch):
@@ -449,17 +461,23 @@ def main(arguments):
     try:
         if {"--help", "-h"} & set(arguments):
             config = choose([argument for argument in arguments if argument not in ("--help", "-h")])
-            print(__doc__)
-            print("Hyperparameters, with their values for dataset=%s:" % config.dataset)
-            print(settings.help_text(sys.modules[__name__], vars(config)))
+            say(__doc__)
+            say("Hyperparameters, with their values for dataset=%s:" % config.dataset)
+            say(settings.help_text(sys.modules[__name__], vars(config)))
         else:
             train(arguments)
     except UserError as error:
         print("Densenet.py: %s" % error, file=sys.stderr)
         return 1
+    except tf.errors.ResourceExhaustedError:
+        print("Densenet.py: there is not enough memory: lower batch_size or growth_k", file=sys.stderr)
+        return 1
     except Stopped as stop:
         print("Densenet.py: %s" % stop, file=sys.stderr)
         return 128 + stop.signal_number
+    except KeyboardInterrupt:  # before the first step, or the second one
+        print("Densenet.py: stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -48,7 +48,8 @@ def prepare_data(data_dir, validation_size, mirrors=MIRRORS):
             fetch_all({name: FILES[name] for name in missing}, mirrors, home)
         except Unavailable as error:
             raise Unavailable("MNIST is neither in %s nor to be downloaded: %s; put %s there by hand"
-                              % (home, error, ", ".join(missing))) from None
+                              % (home, error, ", ".join(name for name, path in locate().items() if path is None))
+                              ) from None
     train_images, train_labels, test_images, test_labels = locate().values()
     return data_set("mnist", read_split(train_images, train_labels), read_split(test_images, test_labels),
                     CLASS_NAMES, validation_size, black_border=True)

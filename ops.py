@@ -5,6 +5,7 @@ Initial weights depend only on the graph's seed (`tf.set_random_seed`) and the v
 that seed, the layer's name, the replica and the step, so that a resumed run repeats exactly.
 """
 
+import functools
 import math
 import warnings
 import zlib
@@ -174,6 +175,7 @@ def _he_normal(name, fan_in):
     return initializer
 
 
+@functools.lru_cache(maxsize=None)
 def _import_tflearn():
     """tflearn, or None where it cannot be imported. What its import adds to the default graph is thrown away."""
     with tf.Graph().as_default(), warnings.catch_warnings():
@@ -189,6 +191,6 @@ def _import_tflearn():
                 PIL.Image.ANTIALIAS = PIL.Image.LANCZOS
             import tflearn
         except (ImportError, AttributeError) as error:
-            tf.logging.warning("tflearn cannot be imported (%s): using tf.reduce_mean instead", error)
+            tf.logging.error("tflearn cannot be imported (%s): using tf.reduce_mean instead", error)
             return None
     return tflearn

@@ -231,7 +231,7 @@ def read_members(path, sizes):
                 pass
     except _TooLong:
         raise DataError("%s unpacks to far more than it should: it is not the archive its name says" % path) from None
-    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, RecursionError) as error:
         raise DataError("%s cannot be read, or is damaged (%s)" % (path, error)) from None
     missing = sorted(set(sizes) - set(found))
     if missing:

@@ -63,7 +63,8 @@ def _fetch(url, name, size, sha256, folder):
         time.sleep(attempt)  # 0, 1, 2 seconds: gives a busy server time
         try:
             # Downloads to a temporary name in the folder, compares the hash, then renames.
-            pooch.retrieve(url, "sha256:" + sha256, name, folder, downloader=download)
+            path = pooch.retrieve(url, "sha256:" + sha256, name, folder, downloader=download)
+            os.chmod(path, 0o644)  # the temporary file was its owner's alone
             return None
         except _Refused as error:
             return str(error)
@@ -72,7 +73,7 @@ def _fetch(url, name, size, sha256, folder):
         except ValueError:  # pooch: the hash does not match
             problem = "what it sends is not the file (sha256 differs)"
         except OSError as error:
-            raise Unavailable("cannot write %s (%s)" % (os.path.join(folder, name), error.strerror)) from None
+            raise Unavailable("cannot write %s (%s)" % (os.path.join(folder, name), error.strerror or error)) from None
     return problem
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers after its step: its own reason to be is one flag."""
+"""Ctrl-C and SIGTERM as a request, which the training loop answers after its step."""
 
 import signal
 import threading

@@ -1,12 +1,14 @@
-"""Prepares the next batches in a thread while the session runs: its reason is to hide the work behind the step."""
+"""Prepares the next batches in a thread, so that the work is hidden behind the session's step."""
 
 import queue
 import threading
 
+_END = object()
+
 
 def prefetched(items, depth=2):
     """Yields the items of an iterator that a thread runs up to `depth` items ahead; its exceptions are raised here."""
-    ready = queue.Queue(depth)
+    ready = queue.Queue(depth)  # of (item, error); error is _END after the last item
     stopped = threading.Event()
 
     def put(entry):
@@ -23,7 +25,7 @@ def prefetched(items, depth=2):
                 put((item, None))
                 if stopped.is_set():
                     return
-            put((None, StopIteration()))
+            put((None, _END))
         except BaseException as error:  # whatever it is, it belongs to the consumer
             put((None, error))
 
@@ -32,7 +34,7 @@ def prefetched(items, depth=2):
     try:
         while True:
             item, error = ready.get()
-            if isinstance(error, StopIteration):
+            if error is _END:
                 return
             if error is not None:
                 raise error

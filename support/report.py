@@ -1,5 +1,6 @@
 """What a run shows and records: terminal lines, the progress bar, TensorBoard's curves, the clock, result.json."""
 
+import errno
 import math
 import os
 import sys
@@ -8,7 +9,7 @@ import time
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
-from support import UserError
+from support import UserError, say
 
 POINT_STEPS = 50  # a point of the training curves is the mean of so many steps
 LINE_SECONDS = 30.0  # between the progress lines where there is no terminal
@@ -42,41 +43,45 @@ class Report:
         config = self.config
         self.steps_per_epoch = steps_per_epoch
         devices = [device.name for device in sess.list_devices() if device.device_type == "GPU"]
-        _say("DenseNet on %s: %d training, %d validation, %d test images of %s"
+        say("DenseNet on %s: %d training, %d validation, %d test images of %s"
              % (data.name, len(data.train), len(data.validation), len(data.test), "x".join(map(str, data.image_shape))))
-        _say("network  %s: blocks %s, growth rate %d, %s parameters"
+        say("network  %s: blocks %s, growth rate %d, %s parameters"
              % (config.network, ",".join(map(str, config.blocks)), config.growth_k, format(parameters, ",")))
-        _say("device   %s; TensorFlow %s" % (", ".join(devices) or "CPU, %d cores" % os.cpu_count(), tf.VERSION))
-        _say("logs     %s (see them: tensorboard --logdir %s)" % (self._log_path(""), config.log_dir))
-        _say("model    %s" % self.directory.path)
+        say("device   %s; TensorFlow %s" % (", ".join(devices) or "CPU, %d cores" % os.cpu_count(), tf.VERSION))
+        say("logs     %s (see them: tensorboard --logdir %s)" % (self._log_path(""), config.log_dir))
+        say("model    %s" % self.directory.path)
         progress = self.directory.read_json("progress.json") or {}
         if step:
             self._train_seconds = progress.get("train_seconds", 0.0)
             self._timed_steps = progress.get("timed_steps", 0)
-            _say("resuming after step %d, epoch %.1f of %d"
+            say("resuming after step %d, epoch %.1f of %d"
                  % (step, step / steps_per_epoch, config.total_epochs))
             before = progress.get("total_epochs", config.total_epochs)
             if before != config.total_epochs:
-                _say("total_epochs was %d and is now %d: the learning-rate schedule now ends there"
+                say("total_epochs was %d and is now %d: the learning-rate schedule now ends there"
                      % (before, config.total_epochs))
-        self.directory.keep_json("result.json")  # of fewer epochs, where the run goes on
         try:
             for split in ("train", "validation", "test"):
+                os.makedirs(self._log_path(split), exist_ok=True)
+                if not os.access(self._log_path(split), os.W_OK):  # FileWriter would say nothing
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
                 self._writers[split] = tf.summary.FileWriter(self._log_path(split))
                 # Tells TensorBoard to forget what a killed process wrote after the checkpoint that is resumed.
                 self._writers[split].add_session_log(tf.SessionLog(status=tf.SessionLog.START), step + 1)
         except (OSError, tf.errors.OpError) as error:
             raise UserError("cannot write the logs in %s (%s): set log_dir to a folder that can be written"
-                            % (self.config.log_dir, getattr(error, "message", error))) from None
+                            % (self.config.log_dir, getattr(error, "strerror", error))) from None
         if step == 0:
             self._writers["train"].add_graph(sess.graph)
+        self.directory.keep_json("result.json")  # of fewer epochs, where the run goes on
         self._epoch_started = self._last_line = self._last_save = time.monotonic()
         self._clock = None  # the first step compiles
-        self._begin_sums()
+        self._point = [0.0, 0.0, 0]  # sums of loss, accuracy and steps, over a point of the curves
+        self._begin_epoch()
 
     def finished(self, result):
         """Says that there is nothing left to train."""
-        _say("%s is finished: %d epochs, test accuracy %.2f%% (%s); raise total_epochs to go on"
+        say("%s is finished: %d epochs, test accuracy %.2f%% (%s); raise total_epochs to go on"
              % (self.directory.path, result["epochs"], 100 * result["test_accuracy"],
                 os.path.join(self.directory.path, "result.json")))
 
@@ -96,7 +101,7 @@ class Report:
             "hyperparameters": dict(hyperparameters, total_epochs=self.config.total_epochs),
         }
         self.directory.write_json("result.json", result)
-        _say("test accuracy %.2f%%, loss %.4f, of the weights after epoch %d (%s)"
+        say("test accuracy %.2f%%, loss %.4f, of the weights after epoch %d (%s)"
              % (100 * accuracy, loss, result["epochs"], os.path.join(self.directory.path, "result.json")))
         return result
 
@@ -148,12 +153,12 @@ class Report:
         parts = ["train loss %.4f accuracy %.2f%%" % (self._sums[0] / count, 100 * self._sums[1] / count)]
         for split, (loss, accuracy) in self._evaluated.items():
             parts.append("%s loss %.4f accuracy %.2f%%" % (split, loss, 100 * accuracy))
-        _say("epoch %d/%d  %s  %.1f s, %.0f images/s" % (epoch, self.config.total_epochs, "  ".join(parts),
+        say("epoch %d/%d  %s  %.1f s, %.0f images/s" % (epoch, self.config.total_epochs, "  ".join(parts),
                                                         now - self._epoch_started, self._images_per_second()))
         for writer in self._writers.values():
             writer.flush()
         self._epoch_started = self._last_line = now
-        self._begin_sums()
+        self._begin_epoch()
 
     # Inside
 
@@ -167,14 +172,13 @@ class Report:
         summary = tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._writers[split].add_summary(summary, step)
 
-    def _begin_sums(self):
-        self._sums = [0.0, 0.0, 0]  # of loss, accuracy and steps, over the epoch; then over a point of the curves
-        self._point = [0.0, 0.0, 0]
+    def _begin_epoch(self):
+        self._sums = [0.0, 0.0, 0]  # as _point, over the epoch
         self._evaluated = {}
 
     def _show_progress(self, step, loss, now):
         epoch, done = divmod(step - 1, self.steps_per_epoch)
-        if self._bar is None and sys.stderr.isatty():
+        if self._bar is None and sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm(total=self.steps_per_epoch, initial=done, unit="step", leave=False,
                              desc="epoch %d/%d" % (epoch + 1, self.config.total_epochs))
         if self._bar is not None:
@@ -183,14 +187,10 @@ class Report:
                 self._bar.set_postfix(loss="%.4f" % loss, refresh=False)
         elif now - self._last_line > LINE_SECONDS:
             self._last_line = now
-            _say("epoch %d/%d  step %d/%d  loss %.4f" % (epoch + 1, self.config.total_epochs, done + 1,
+            say("epoch %d/%d  step %d/%d  loss %.4f" % (epoch + 1, self.config.total_epochs, done + 1,
                                                         self.steps_per_epoch, loss))
 
     def _close_bar(self):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def _say(line):
-    print(line, flush=True)

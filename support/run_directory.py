@@ -7,7 +7,7 @@ import re
 
 import tensorflow.compat.v1 as tf
 
-from support import UserError
+from support import UserError, say
 
 try:
     import fcntl
@@ -65,12 +65,12 @@ class RunDirectory:
 
     def _check_settings(self):
         before = self.read_json("settings.json")
-        if before is None:
-            if self.checkpoints():
-                raise UserError("%s has checkpoints but no readable settings.json, so they cannot be told to fit: "
-                                "put it back, or set run_name to another name" % self.path)
-            self.write_json("settings.json", self.settings)
+        if not (self.checkpoints() or self.checkpoints("best") or self.read_json("result.json")):
+            self.write_json("settings.json", self.settings)  # what was there before came to nothing
             return
+        if before is None:
+            raise UserError("%s has checkpoints but no readable settings.json, so they cannot be told to fit: "
+                            "put it back, or set run_name to another name" % self.path)
         differing = sorted(name for name in set(before) | set(self.settings)
                            if before.get(name) != self.settings.get(name))
         if differing:
@@ -80,20 +80,25 @@ class RunDirectory:
                                                     for name in differing)))
 
     def read_json(self, name):
-        """The content of a JSON file of the directory, or None where it is missing or damaged."""
+        """The object in a JSON file of the directory, or None where it is missing or damaged."""
         try:
             with open(os.path.join(self.path, name)) as file:
-                return json.load(file)
+                content = json.load(file)
         except (OSError, ValueError):
             return None
+        return content if isinstance(content, dict) else None
 
     def write_json(self, name, content):
-        """Writes a JSON file: complete under its name, or not at all."""
+        """Writes a JSON file: complete under its name, or not at all. Raises UserError if it cannot."""
         path = os.path.join(self.path, name)
-        with open(path + ".new", "w") as file:
-            json.dump(content, file, indent=2, sort_keys=True)
-            file.write("\n")
-        os.replace(path + ".new", path)
+        try:
+            with open(path + ".new", "w") as file:
+                json.dump(content, file, indent=2, sort_keys=True)
+                file.write("\n")
+            os.replace(path + ".new", path)
+        except OSError as error:
+            raise UserError("cannot write %s (%s): make room there, or set model_dir to a folder that can be written"
+                            % (path, error.strerror)) from None
 
     def keep_json(self, name):
         """Gives a JSON file that is about to be written anew another name: result.json, then result-1.json, …"""
@@ -130,12 +135,16 @@ class Checkpoints:
 
     def save_best(self, session, step):
         """Saves the best checkpoint so far, `best/dense.ckpt-<step>`."""
-        best = os.path.join(self.directory.path, "best")
-        os.makedirs(best, exist_ok=True)
-        self._save(self.best_saver, session, best, step)
+        self._save(self.best_saver, session, os.path.join(self.directory.path, "best"), step)
 
     def _save(self, saver, session, folder, step):
-        saver.save(session, os.path.join(folder, CHECKPOINT), global_step=step, write_meta_graph=False)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            saver.save(session, os.path.join(folder, CHECKPOINT), global_step=step, write_meta_graph=False)
+        except (OSError, ValueError, tf.errors.OpError) as error:
+            problem = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+            raise UserError("cannot save a checkpoint in %s (%s): make room there; the same command then goes on from "
+                            "the newest one" % (folder, problem.splitlines()[0])) from None
 
     def restore_newest(self, session):
         """Restores the newest intact checkpoint, saying which damaged ones were skipped.
@@ -143,18 +152,21 @@ class Checkpoints:
         Returns:
             whether there was one.
         Raises:
-            UserError: there are checkpoints, but none is intact.
+            UserError: there are checkpoints, but none is intact, or they cannot be read.
         """
+        # Without this the savers forget the files of earlier processes and never prune them.
+        self.best_saver.recover_last_checkpoints([path for _, path in reversed(self.directory.checkpoints("best"))])
         found = self.directory.checkpoints()
         for position, (_, prefix) in enumerate(found):
             try:
                 self.saver.restore(session, prefix)
             except DAMAGED as error:
-                print("skipped %s: it is damaged or incomplete (%s)" % (prefix, type(error).__name__), flush=True)
+                say("skipped %s: it is damaged or incomplete (%s)" % (prefix, type(error).__name__))
                 continue
-            # Without this the saver forgets the files of earlier processes and never prunes them.
+            except tf.errors.OpError as error:
+                raise UserError("cannot restore %s (%s): if it was saved by another version of the network, set "
+                                "run_name to another name" % (prefix, error.message.splitlines()[0])) from None
             self.saver.recover_last_checkpoints([path for _, path in reversed(found[position:])])
-            self.best_saver.recover_last_checkpoints([path for _, path in reversed(self.directory.checkpoints("best"))])
             return True
         if found:
             raise UserError("no checkpoint in %s is intact, and nothing is started afresh over them: "

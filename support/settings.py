@@ -8,6 +8,8 @@ A setting is an annotated constant; the comment on its line is its meaning, whic
 import difflib
 import inspect
 import math
+import operator
+import os
 import re
 
 from support import UserError
@@ -27,8 +29,8 @@ class Kind:
 def integer(low, high):
     """An integer from low to high, both included."""
     def parse(given):
-        value = int(given) if isinstance(given, str) else given
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        value = int(given) if isinstance(given, str) else operator.index(given)  # NumPy's integers are welcome
+        if isinstance(given, bool) or not low <= value <= high:
             raise ValueError
         return value
     return Kind("an integer from %d to %d" % (low, high), parse)
@@ -78,21 +80,21 @@ def one_of(choices):
 
 
 def path():
-    """A path, of a folder for instance."""
+    """A path, of a folder for instance; ~ is the user's home."""
     def parse(given):
-        if not isinstance(given, str) or not given or "\0" in given:
+        if not re.fullmatch(r"[^\0*?\[\]]+", given):  # TensorFlow takes the others for patterns
             raise ValueError
-        return given
-    return Kind("a path", parse)
+        return os.path.expanduser(given)
+    return Kind("a path without any of *?[]", parse)
 
 
 def file_name():
     """A name that can stand in a path as one part of it."""
     def parse(given):
-        if not re.match(r"^[\w=,.+-]+$", given) or given.startswith("."):
+        if not re.fullmatch(r"[\w=,+-][\w=,.+-]{,199}", given):
             raise ValueError
         return given
-    return Kind("letters, digits and _=,.+- not starting with a dot", parse)
+    return Kind("at most 200 letters, digits and _=,.+- not starting with a dot", parse)
 
 
 def collect(module, arguments=(), **overrides):
@@ -103,7 +105,7 @@ def collect(module, arguments=(), **overrides):
         arguments: overrides as text, `name=value` or `--name=value`.
         overrides: overrides as values.
     Returns:
-        ({name: value} of all settings, the set of the names that were overridden).
+        ({name: value} of all settings, {name: value} of those that were overridden).
     Raises:
         UserError: an unknown name, or a value outside its setting's range.
     """
@@ -128,16 +130,19 @@ def collect(module, arguments=(), **overrides):
             values[name] = None
         else:
             values[name] = check(name, value, kinds)
-    return values, set(given)
+    return values, {name: values[name] for name in given}
 
 
 def check(name, value, kinds):
     """The value as its kind has it, or UserError."""
+    if name not in kinds:
+        raise UserError("%s is set in a table but has no constant with a type, like '%s: integer(1, 9) = None'"
+                        % (name, name))
     try:
         return kinds[name].parse(value)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-        shown = value if isinstance(value, str) else repr(value)
-        raise UserError("%s=%s: %s must be %s" % (name, shown[:60], name, kinds[name])) from None
+        text = value if isinstance(value, str) and value.isprintable() else repr(value)
+        raise UserError("%s=%s: %s must be %s" % (name, text[:60], name, kinds[name])) from None
 
 
 def declared(module):

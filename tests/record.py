@@ -74,39 +74,51 @@ def small_network(images, training, **changes):
     return Densenet.DenseNet(images, **dict(options, **changes))
 
 
-def run_network(dropout_rate=0.0):
-    """A small DenseNet's logits, before and after 3 Adam steps, and its weights after them."""
+def build_network(dropout_rate=0.0):
+    """A small DenseNet in the default graph: (training logits, logits, a step of Adam), all on `network_inputs`."""
     images_value, labels_value = network_inputs()
+    tf.set_random_seed(11)
+    images, labels = tf.constant(images_value), tf.constant(labels_value)
+    step = tf.train.get_or_create_global_step()
+    training = small_network(images, True, dropout_rate=dropout_rate).model
+    with tf.variable_scope(tf.get_variable_scope(), reuse=True):
+        logits = small_network(images, False).model
+    cost = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=training))
+    return training, logits, tf.train.AdamOptimizer(1e-2, epsilon=1e-3).minimize(cost, step)
+
+
+def run_network():
+    """The small DenseNet's logits and weights before and after 3 steps, and what dropout makes of its logits."""
+    found = {}
     with tf.Graph().as_default(), tf.Session() as sess:
-        tf.set_random_seed(11)
-        images, labels = tf.constant(images_value), tf.constant(labels_value)
-        step = tf.train.get_or_create_global_step()
-        training = small_network(images, True, dropout_rate=dropout_rate).model
-        with tf.variable_scope(tf.get_variable_scope(), reuse=True):
-            logits = small_network(images, False).model
-        cost = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=training))
-        train = tf.train.AdamOptimizer(1e-2, epsilon=1e-3).minimize(cost, step)
+        training, logits, train = build_network()
         sess.run(tf.global_variables_initializer())
-        found = {"training_logits_before": sess.run(training)}
-        sess.run(tf.global_variables_initializer())
+        found["training_logits_before"] = sess.run(training)
+        sess.run(tf.global_variables_initializer())  # the line before has moved the averages
         for _ in range(3):
             sess.run(train)
         found["logits_after"] = sess.run(logits)
         for variable in tf.global_variables():
             found[variable.op.name] = sess.run(variable)
-        return found
+    with tf.Graph().as_default(), tf.Session() as sess:
+        training, _, _ = build_network(dropout_rate=0.3)
+        sess.run(tf.global_variables_initializer())
+        found["training_logits_with_dropout"] = sess.run(training)
+    return found
 
 
 def save_checkpoint(folder):
-    """A checkpoint of the small network, and the logits it gives."""
-    images_value, _ = network_inputs()
+    """A checkpoint of the small network after 3 steps, the logits it gives, and those after one step more."""
     with tf.Graph().as_default(), tf.Session() as sess:
-        tf.set_random_seed(23)
-        logits = small_network(tf.constant(images_value), False).model
+        _, logits, train = build_network()
         sess.run(tf.global_variables_initializer())
+        for _ in range(3):
+            sess.run(train)
         os.makedirs(folder, exist_ok=True)
         tf.train.Saver().save(sess, os.path.join(folder, "dense.ckpt-3"), write_meta_graph=False, write_state=False)
         np.save(os.path.join(folder, "logits.npy"), sess.run(logits))
+        sess.run(train)
+        np.save(os.path.join(folder, "logits_of_next_step.npy"), sess.run(logits))
 
 
 def contrib_batch_norm(x, training):

@@ -13,11 +13,32 @@ def test_settings_are_kept_and_compared(tmp_path):
     for _ in range(2):
         with RunDirectory(path, {"blocks": (4, 4), "seed": 1}) as directory:
             assert directory.read_json("settings.json") == {"blocks": [4, 4], "seed": 1}
+            open(os.path.join(path, "dense.ckpt-7.index"), "w").close()
     with pytest.raises(UserError, match=r"\(blocks was \[4, 4\], now \[4, 5\]; seed was 1, now 2\)"):
         with RunDirectory(path, {"blocks": (4, 5), "seed": 2}):
             pass
     with RunDirectory(path, {"blocks": (4, 4), "seed": 1}):  # the refused one let go of the lock
         pass
+
+
+def test_a_run_that_came_to_nothing_does_not_keep_its_name(tmp_path):
+    with RunDirectory(str(tmp_path), {"seed": 1}):
+        pass
+    with RunDirectory(str(tmp_path), {"seed": 2}) as directory:
+        assert directory.read_json("settings.json") == {"seed": 2}
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    with RunDirectory(str(tmp_path), {}) as directory:
+        with pytest.raises(UserError, match="cannot write .*gone"):
+            directory.write_json("gone/result.json", {})
+
+
+def test_what_is_no_object_is_not_taken_for_one(tmp_path):
+    with RunDirectory(str(tmp_path), {}) as directory:
+        for content in ("[]", "{", ""):
+            (tmp_path / "result.json").write_text(content)
+            assert directory.read_json("result.json") is None
 
 
 def test_one_holder_at_a_time(tmp_path):

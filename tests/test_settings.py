@@ -1,7 +1,9 @@
 """Settings: types, ranges, overrides, and the sentences for what is wrong."""
 
 import importlib.util
+import os
 
+import numpy as np
 import pytest
 
 from support import UserError, settings
@@ -32,7 +34,7 @@ def test_defaults(module):
     values, overridden = settings.collect(module)
     assert values == {"rate": 0.5, "count": None, "layers": (4, 4), "loud": False, "kind": "adam", "folder": "data",
                       "name": None}
-    assert overridden == set()
+    assert overridden == {}
 
 
 def test_overrides(module):
@@ -40,7 +42,7 @@ def test_overrides(module):
         module, ["--rate=0.1", "count=7", "layers=4,4,32", "loud=True", "kind=momentum", "name=a-b=1,2"], folder="x")
     assert values == {"rate": 0.1, "count": 7, "layers": (4, 4, 32), "loud": True, "kind": "momentum", "folder": "x",
                       "name": "a-b=1,2"}
-    assert overridden == set(values)
+    assert overridden == values
 
 
 def test_none_gives_back_the_default(module):
@@ -51,7 +53,7 @@ def test_none_gives_back_the_default(module):
     "rate=1.5", "rate=-0.1", "rate=nan", "rate=inf", "rate=", "rate=abc", "rate=None", "count=0", "count=11",
     "count=2.5", "count=abc", "count=1e1", "count=" + "9" * 5000, "layers=", "layers=1,,2", "layers=0",
     "layers=1,2,3,4", "loud=1", "loud=", "kind=sgd", "kind=", "folder=", "folder=a\0b", "name=a/b", "name=..",
-    "name=", "name=.x"])
+    "name=", "name=.x", "name=a\n", "name=" + "a" * 201, "folder=a[b"])
 def test_bad_values_name_the_setting_and_its_range(module, argument):
     with pytest.raises(UserError) as caught:
         settings.collect(module, [argument])
@@ -66,6 +68,11 @@ def test_an_edited_constant_is_checked_too(module, value):
     module.count = value
     with pytest.raises(UserError, match="count must be an integer from 1 to 10"):
         settings.collect(module)
+
+
+def test_home_and_numpy(module):
+    values, _ = settings.collect(module, ["folder=~/data"], count=np.int64(7))
+    assert values["folder"] == os.path.join(os.path.expanduser("~"), "data") and values["count"] == 7
 
 
 def test_unknown_names(module):
