@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is im
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import cifar10
 import mnist_loader
 from ops import (Average_pooling, Batch_Normalization, Concatenation, Drop_out, Global_Average_Pooling, Linear,
                  Max_Pooling, Relu, conv_layer)
@@ -35,6 +36,9 @@ from support.settings import boolean, file_name, integer, integers, number, one_
 DATASETS = {
     "mnist": mnist_loader.prepare_data,
     "digits": mnist_loader.prepare_digits,
+    "cifar10": cifar10.prepare_data,
+    "cifar100": cifar10.prepare_cifar100,
+    "cifar100_coarse": cifar10.prepare_cifar100_coarse,
 }
 
 # What stands before the first block: (side of the kernel, stride, batch normalization and ReLU, padding of the 3×3/2
@@ -56,6 +60,7 @@ NETWORKS = {
     "densenet_mnist": dict(_BC, blocks=(2, 4, 4), growth_k=16, bottleneck=False, stem="3x3+pool", first_block=0),
     "densenet_mnist_first": dict(_BC, blocks=(4, 4, 32), growth_k=12, stem="7x7s2+pool", first_block=0),
     "densenet_40_12": dict(_BC, blocks=(12, 12, 12), growth_k=12, bottleneck=False, compression=1.0, stem_channels=16),
+    "densenet_bc_40_12": dict(_BC, blocks=(6, 6, 6), growth_k=12),
     "densenet_bc_100_12": dict(_BC, blocks=(16, 16, 16), growth_k=12),
     "densenet_bc_250_24": dict(_BC, blocks=(41, 41, 41), growth_k=24),
     "densenet_bc_190_40": dict(_BC, blocks=(31, 31, 31), growth_k=40),
@@ -115,9 +120,14 @@ test_every_epoch: boolean() = False  # for those who want the curve; choose noth
 _COMMON = dict(augmentation=True, dropout_rate=0.0, optimizer="adam", epsilon=1e-8, weight_decay=0.0, seed=0)
 _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, flip=False, init_learning_rate=5e-3,
                     schedule="exponential", warmup=0.02)
+_PHOTOS = dict(_COMMON, network="densenet_bc_40_12", shift=4, rotation=0.0, flip=True, init_learning_rate=5e-3,
+               schedule="cosine", warmup=0.02, batch_size=64, total_epochs=20, validation_size=5000)
 DEFAULTS = {
     "mnist": dict(_HANDWRITING, batch_size=100, total_epochs=20, validation_size=5000),
     "digits": dict(_HANDWRITING, batch_size=50, total_epochs=30, validation_size=100),
+    "cifar10": _PHOTOS,
+    "cifar100": _PHOTOS,
+    "cifar100_coarse": _PHOTOS,
 }
 
 # What an optimizer brings along, over the data set's defaults: the paper's section 4.2.

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import record
 import tensorflow.compat.v1 as tf
+import test_cifar10
 from test_ops import numpy_conv
 
+import cifar10
 import Densenet
 import mnist_loader
 from support import UserError, download
@@ -161,7 +163,7 @@ def rates(steps, **settings):
 def test_learning_rate():
     assert rates([0, 499, 500, 749, 750, 999]) == pytest.approx(
         {0: 0.1, 499: 0.1, 500: 0.01, 749: 0.01, 750: 0.001, 999: 0.001})
-    config = Densenet.choose(optimizer="momentum")
+    config = Densenet.choose(dataset="cifar10", optimizer="momentum")
     paper = {epoch: [Densenet.learning_rate(step, 300 * 703, config) for step in (epoch * 703, epoch * 703 + 702)]
              for epoch in (0, 149, 150, 224, 225, 299)}  # 45,000 images in batches of 64: 703 steps an epoch
     assert paper == {epoch: [pytest.approx(rate)] * 2 for epoch, rate in (
@@ -350,6 +352,22 @@ def test_ctrl_c_before_the_first_step(folder, capsys, monkeypatch):
     monkeypatch.setattr(mnist_loader, "fetch_all", interrupted)
     assert Densenet.main([]) == 130
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_cifar10_end_to_end(tmp_path, folder, monkeypatch):
+    """Trains, resumes, and keeps the training set's statistics with the weights."""
+    layout = test_cifar10.SMALL["CIFAR10"]
+    monkeypatch.setattr(cifar10, "CIFAR10", layout)
+    test_cifar10.write_folder(tmp_path, layout)
+    options = dict(dataset="cifar10", data_dir=str(tmp_path), run_name="mine", validation_size=5, batch_size=7,
+                   blocks=(1, 1), growth_k=4)
+    Densenet.train(total_epochs=1, **options)
+    assert Densenet.train(total_epochs=2, **options)["steps"] == 8
+    weights = weights_of("model/mine", 8)
+    data = cifar10.prepare_data(str(tmp_path), 5)
+    np.testing.assert_array_equal(weights["normalization/mean"], data.mean)
+    np.testing.assert_array_equal(weights["normalization/deviation"], data.deviation)
+    assert weights["conv0/kernel"].shape == (3, 3, 3, 8)
 
 
 def test_weight_decay_by_numpy(tiny_mnist):

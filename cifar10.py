@@ -1,0 +1,133 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009, "Learning multiple layers of features from tiny images").
+
+Only the official binary form is read, on disk or downloaded and verified; never the pickles, for unpickling a download
+runs its code. NumPy only: nothing here knows TensorFlow.
+"""
+
+import dataclasses
+import os
+
+import numpy as np
+
+from support.data import DataError, Split, data_set, find, read_bytes, read_members
+from support.download import Unavailable, fetch_all
+
+MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
+SIDE, CHANNELS = 32, 3
+PIXEL_BYTES = CHANNELS * SIDE * SIDE  # of an image: all of red row by row, then green, then blue
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one of the two sets is packed. `size` is in bytes; a record is `label_bytes` labels and the pixels."""
+
+    name: str
+    archive: str
+    size: int
+    sha256: str
+    folder: str  # in the archive, or unpacked from it
+    train: dict  # {file: its records}
+    test: dict
+    label_bytes: int
+
+
+CIFAR10 = Layout(
+    "cifar10", "cifar-10-binary.tar.gz", 170052171,
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd", "cifar-10-batches-bin",
+    {"data_batch_%d.bin" % i: 10000 for i in range(1, 6)}, {"test_batch.bin": 10000}, label_bytes=1)
+CIFAR100 = Layout(
+    "cifar100", "cifar-100-binary.tar.gz", 168513733,
+    "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec", "cifar-100-binary",
+    {"train.bin": 50000}, {"test.bin": 10000}, label_bytes=2)
+
+CLASS_NAMES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+COARSE_CLASS_NAMES = tuple(  # CIFAR-100's superclasses: the first byte of a record
+    "aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices "
+    "household_furniture insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes "
+    "large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals trees "
+    "vehicles_1 vehicles_2".split())
+FINE_CLASS_NAMES = tuple(  # CIFAR-100's classes: the second byte
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
+    "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant "
+    "flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man "
+    "maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree "
+    "plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper "
+    "snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train "
+    "trout tulip turtle wardrobe whale willow_tree wolf woman worm".split())
+
+
+def prepare_data(data_dir, validation_size, mirrors=MIRRORS):
+    """CIFAR-10 as a DataSet: uint8 images [N, 32, 32, 3], a validation split taken from the 50,000 training images.
+
+    Args:
+        data_dir: searched in its folder `cifar10`, then itself, for the unpacked folder or the archive; what is
+            missing is downloaded into `cifar10`.
+    Raises:
+        DataError: a file on disk is damaged, or another file than its name says.
+        Unavailable: the set is neither on disk nor to be downloaded.
+    """
+    return _prepare(CIFAR10, "cifar10", CLASS_NAMES, 0, data_dir, validation_size, mirrors)
+
+
+def prepare_cifar100(data_dir, validation_size, mirrors=MIRRORS):
+    """CIFAR-100 with its 100 fine classes; as `prepare_data`, in the folder `cifar100`."""
+    return _prepare(CIFAR100, "cifar100", FINE_CLASS_NAMES, 1, data_dir, validation_size, mirrors)
+
+
+def prepare_cifar100_coarse(data_dir, validation_size, mirrors=MIRRORS):
+    """CIFAR-100 with its 20 coarse classes; as `prepare_cifar100`, from the same files."""
+    return _prepare(CIFAR100, "cifar100_coarse", COARSE_CLASS_NAMES, 0, data_dir, validation_size, mirrors)
+
+
+def _prepare(layout, name, class_names, label_index, data_dir, validation_size, mirrors):
+    source, contents = _read(layout, data_dir, mirrors)
+
+    def split(files):
+        parts = [parse_records(contents[file], os.path.join(source, file), layout.label_bytes, label_index, class_names)
+                 for file in files]
+        return Split(*(np.concatenate(arrays) for arrays in zip(*parts)))
+
+    return data_set(name, split(layout.train), split(layout.test), class_names, validation_size, black_border=False)
+
+
+def _read(layout, data_dir, mirrors):
+    """The unpacked folder, else the archive, else a downloaded one; and {file: content} from it."""
+    home = os.path.join(data_dir, layout.name)
+    record_bytes = layout.label_bytes + PIXEL_BYTES
+    sizes = {file: count * record_bytes for file, count in dict(layout.train, **layout.test).items()}
+    folder = find([layout.folder], [home, data_dir])
+    if folder:
+        paths = {file: find([file], [folder]) for file in sizes}
+        missing = [file for file, path in paths.items() if path is None]
+        if missing:
+            raise DataError("%s has no %s: put it there, or move the folder away and the archive is sought"
+                            % (folder, ", ".join(missing)))
+        return folder, {file: read_bytes(path, 0, lambda _, size=sizes[file]: size) for file, path in paths.items()}
+    archive = find([layout.archive], [home, data_dir])
+    if archive is None:
+        try:
+            fetch_all({layout.archive: (layout.size, layout.sha256)}, mirrors, home)
+        except Unavailable as error:
+            raise Unavailable("%s is neither in %s nor to be downloaded: %s; put %s or its folder %s there by hand"
+                              % (layout.name, home, error, layout.archive, layout.folder)) from None
+        archive = os.path.join(home, layout.archive)
+    members = read_members(archive, {layout.folder + "/" + file: size for file, size in sizes.items()})
+    return archive, {file: members[layout.folder + "/" + file] for file in sizes}
+
+
+def parse_records(content, path, label_bytes, label_index, class_names):
+    """Images, uint8 [N, 32, 32, 3], and labels, int64 [N], from whole records.
+
+    Args:
+        path: where they come from, for the message.
+        label_index: which of a record's `label_bytes` is the label.
+    Raises:
+        DataError: a label that is none of the classes.
+    """
+    records = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + PIXEL_BYTES)
+    labels = records[:, label_index].astype(np.int64)
+    if labels.max() >= len(class_names):
+        raise DataError("%s has the label %d, but its labels go from 0 to %d: the file is damaged"
+                        % (path, labels.max(), len(class_names) - 1))
+    pixels = records[:, label_bytes:].reshape(-1, CHANNELS, SIDE, SIDE)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels

@@ -1,0 +1,243 @@
+"""The loader against records written by hand, damaged and hostile archives, and the real images where they are at hand.
+
+The real CIFAR-100 is not at hand: its tests are against hand-made records alone.
+"""
+
+import dataclasses
+import gzip
+import io
+import os
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+
+import cifar10
+from support import download
+from support.data import DataError
+
+NO_MIRRORS = ()
+SMALL = {
+    "CIFAR10": dataclasses.replace(cifar10.CIFAR10, train={"data_batch_%d.bin" % i: 7 for i in range(1, 6)},
+                                   test={"test_batch.bin": 5}),
+    "CIFAR100": dataclasses.replace(cifar10.CIFAR100, train={"train.bin": 13}, test={"test.bin": 5}),
+}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """The layouts with few records in each file."""
+    for name, layout in SMALL.items():
+        monkeypatch.setattr(cifar10, name, layout)
+
+
+def records(count, label_bytes, seed):
+    """(bytes as in a file, images [N, 32, 32, 3], labels [N, label_bytes]), written value by value."""
+    random = np.random.RandomState(seed)
+    images = random.randint(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+    labels = random.randint(0, 10, (count, label_bytes))
+    content = b""
+    for image, image_labels in zip(images, labels):
+        content += bytes(image_labels.tolist())
+        for channel in range(3):
+            for row in range(32):
+                content += bytes(image[row, :, channel].tolist())
+    return content, images, labels
+
+
+def all_files(layout):
+    """{file: what `records` gives}, each file with its own pixels."""
+    counts = dict(layout.train, **layout.test)
+    return {file: records(count, layout.label_bytes, seed) for seed, (file, count) in enumerate(counts.items())}
+
+
+def contents(layout):
+    return {"%s/%s" % (layout.folder, file): content for file, (content, _, _) in all_files(layout).items()}
+
+
+def write_archive(path, members, before=()):
+    """A tar.gz of {name: content}, after the TarInfos `before`."""
+    with tarfile.open(str(path), "w:gz") as archive:
+        for member in before:
+            archive.addfile(member, io.BytesIO(bytes(member.size)))
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def write_folder(path, layout):
+    for name, content in contents(layout).items():
+        target = os.path.join(str(path), name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "wb") as file:
+            file.write(content)
+
+
+def test_channels_rows_and_columns():
+    pixels = np.zeros((3, 32, 32), np.uint8)
+    pixels[0, 5, 9], pixels[1, 5, 9], pixels[2, 5, 9], pixels[0, 31, 0] = 10, 20, 30, 40
+    images, labels = cifar10.parse_records(b"\7" + pixels.tobytes(), "file", 1, 0, cifar10.CLASS_NAMES)
+    assert images.shape == (1, 32, 32, 3) and images.dtype == np.uint8 and labels.tolist() == [7]
+    assert images[0, 5, 9].tolist() == [10, 20, 30] and images[0, 31, 0].tolist() == [40, 0, 0] and images.sum() == 100
+
+
+@pytest.mark.parametrize("kind", ["archive", "folder"])
+@pytest.mark.parametrize("inside", ["cifar10", ""])
+def test_archive_and_folder_in_both_places(tmp_path, kind, inside):
+    layout = SMALL["CIFAR10"]
+    home = tmp_path / inside
+    home.mkdir(exist_ok=True)
+    if kind == "archive":
+        write_archive(home / layout.archive, contents(layout))
+    else:
+        write_folder(home, layout)
+    data = cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+    files = all_files(layout)
+    np.testing.assert_array_equal(data.train.images, np.concatenate([files[name][1] for name in layout.train]))
+    np.testing.assert_array_equal(data.train.labels, np.concatenate([files[name][2][:, 0] for name in layout.train]))
+    np.testing.assert_array_equal(data.test.images, files["test_batch.bin"][1])
+    assert data.class_names[:2] == ("airplane", "automobile") and data.image_shape == (32, 32, 3)
+    assert len(cifar10.prepare_data(str(tmp_path), 6, NO_MIRRORS).train) == 29
+    assert sorted(os.listdir(str(home))) == [layout.archive if kind == "archive" else layout.folder]
+
+
+def test_cifar100_has_two_labels(tmp_path):
+    layout = SMALL["CIFAR100"]
+    (tmp_path / "cifar100").mkdir()
+    write_archive(tmp_path / "cifar100" / layout.archive, contents(layout))
+    _, images, labels = all_files(layout)["train.bin"]
+    fine = cifar10.prepare_cifar100(str(tmp_path), 0, NO_MIRRORS)
+    coarse = cifar10.prepare_cifar100_coarse(str(tmp_path), 0, NO_MIRRORS)
+    np.testing.assert_array_equal(fine.train.images, images)
+    np.testing.assert_array_equal(fine.train.labels, labels[:, 1])
+    np.testing.assert_array_equal(coarse.train.labels, labels[:, 0])
+    assert (fine.class_names[7], coarse.class_names[7]) == ("beetle", "insects")
+    assert len(set(fine.class_names)) == 100 and len(set(coarse.class_names)) == 20
+    assert fine.class_names == tuple(sorted(fine.class_names)) and (fine.name, coarse.name) == (
+        "cifar100", "cifar100_coarse")
+
+
+def test_test_images_are_normalized_by_the_training_images(tmp_path):
+    """The classic mistake: statistics of the test set for the test set."""
+    write_folder(tmp_path, SMALL["CIFAR10"])
+    data = cifar10.prepare_data(str(tmp_path), 6, NO_MIRRORS)
+    pixels = data.train.images.reshape(-1, 3).astype(np.float64)
+    np.testing.assert_allclose(data.mean, pixels.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(data.deviation, pixels.std(0), rtol=1e-6)
+    assert not data.border.any()  # the paper's zero padding, after normalization
+
+
+def tampered(members, **changes):
+    """Members with some of them changed; None takes one out."""
+    found = dict(members)
+    for name, content in changes.items():
+        key = "cifar-10-batches-bin/%s.bin" % name
+        found[key] = content
+        if content is None:
+            del found[key]
+    return found
+
+
+@pytest.mark.parametrize("changes,sentence", [
+    (dict(data_batch_3=None), "has no member cifar-10-batches-bin/data_batch_3.bin"),
+    (dict(data_batch_3=b"\0" * 100), "member cifar-10-batches-bin/data_batch_3.bin is no file of 21511 bytes"),
+    (dict(test_batch=b"\12" + bytes(5 * 3073 - 1)), "label 10"),
+])
+def test_bad_members(tmp_path, changes, sentence):
+    write_archive(tmp_path / "cifar-10-binary.tar.gz", tampered(contents(SMALL["CIFAR10"]), **changes))
+    with pytest.raises(DataError, match=sentence):
+        cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "bit flipped", "checksum", "no gzip", "gzip of no tar", "empty"])
+def test_a_damaged_archive_is_one_sentence(tmp_path, kind):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    write_archive(path, contents(SMALL["CIFAR10"]))
+    content = bytearray(path.read_bytes())
+    if kind == "bit flipped":
+        content[len(content) // 2] ^= 16
+    if kind == "checksum":
+        content[-8] ^= 1
+    path.write_bytes({"truncated": content[:len(content) // 2], "no gzip": b"<html>log in</html>" * 100, "empty": b"",
+                      "gzip of no tar": gzip.compress(b"no tar" * 1000)}.get(kind, bytes(content)))
+    before = path.read_bytes()
+    with pytest.raises(DataError) as caught:
+        cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def odd_member(name, kind=tarfile.REGTYPE, size=0):
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    member.linkname = "/etc/passwd"
+    return member
+
+
+def test_members_that_want_to_go_elsewhere_go_nowhere(tmp_path):
+    outside = tmp_path / "outside"
+    odd = [odd_member(str(outside), size=10), odd_member("../../outside", size=10),
+           odd_member("cifar-10-batches-bin/link", tarfile.SYMTYPE), odd_member("device", tarfile.CHRTYPE)]
+    (tmp_path / "data").mkdir()
+    write_archive(tmp_path / "data" / "cifar-10-binary.tar.gz", contents(SMALL["CIFAR10"]), odd)
+    assert len(cifar10.prepare_data(str(tmp_path / "data"), 0, NO_MIRRORS).train) == 35
+    assert os.listdir(str(tmp_path)) == ["data"] and os.listdir(str(tmp_path / "data")) == ["cifar-10-binary.tar.gz"]
+
+
+def test_a_link_in_the_place_of_a_member(tmp_path):
+    members = tampered(contents(SMALL["CIFAR10"]), data_batch_1=None)
+    write_archive(tmp_path / "cifar-10-binary.tar.gz", members,
+                  [odd_member("cifar-10-batches-bin/data_batch_1.bin", tarfile.SYMTYPE)])
+    with pytest.raises(DataError, match="data_batch_1.bin is no file of"):
+        cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+
+
+def test_a_tar_bomb(tmp_path):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    write_archive(path, contents(SMALL["CIFAR10"]), [odd_member("zeros", size=50000000)])
+    with pytest.raises(DataError, match="unpacks to far more than it should"):
+        cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+
+
+def test_a_folder_that_lacks_a_file_or_has_a_short_one(tmp_path):
+    write_folder(tmp_path, SMALL["CIFAR10"])
+    path = tmp_path / "cifar-10-batches-bin" / "data_batch_2.bin"
+    content = path.read_bytes()
+    for wrong in (content[:-1], content + b"\0"):
+        path.write_bytes(wrong)
+        with pytest.raises(DataError, match="data_batch_2.bin"):
+            cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+    path.unlink()
+    with pytest.raises(DataError, match="has no data_batch_2.bin"):
+        cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(download.Unavailable) as caught:
+        cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+    assert str(tmp_path / "cifar10") in str(caught.value) and "cifar-10-binary.tar.gz" in str(caught.value)
+
+
+def test_the_real_images(real_data, tmp_path, monkeypatch):
+    """Classes of the unpacked set file by file, and the first test images with their official bytes."""
+    monkeypatch.undo()
+    subprocess.run([sys.executable, os.path.join(real_data, "cifar10", "unpack.py"), str(tmp_path)], check=True)
+    folder = tmp_path / "cifar-10-batches-bin"
+    head = np.load(os.path.join(real_data, "cifar10", "cifar10_test_head.npz"))
+    official = np.concatenate([head["labels"][:, None], head["images"]], axis=1)
+    content = (folder / "test_batch.bin").read_bytes()
+    (folder / "test_batch.bin").write_bytes(official.tobytes() + content[official.size:])
+    data = cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+    assert np.bincount(data.train.labels[:10000]).tolist() == [
+        1005, 974, 1032, 1016, 999, 937, 1030, 1001, 1025, 981]
+    assert np.bincount(data.train.labels).tolist() == [5000] * 10 == (5 * np.bincount(data.test.labels)).tolist()
+    for index in (0, 1, 1016):
+        image = head["images"][index].reshape(3, 32, 32)
+        for channel in range(3):
+            np.testing.assert_array_equal(data.test.images[index, :, :, channel], image[channel])
+    # The published statistics of the training set; JPEG moves them little.
+    np.testing.assert_allclose(data.mean, [125.3, 123.0, 113.9], atol=0.5)
+    np.testing.assert_allclose(data.deviation, [63.0, 62.1, 66.7], atol=1.5)
