@@ -1,5 +1,8 @@
 """DenseNet (Huang et al. 2017, arXiv 1608.06993) in TensorFlow 1.x style: a graph, a session, a loop.
 
+On MNIST it reaches 99.5% of the test images in 7 minutes on two cores. README.md has all measured results, and how the
+script differs from the paper.
+
     python Densenet.py                      trains on MNIST, resumes what was stopped
     python Densenet.py growth_k=24 seed=3   the same with other hyperparameters, as a run of its own
     python Densenet.py --help               all hyperparameters
@@ -116,7 +119,8 @@ run_name: file_name() = None  # None: the data set and what was changed
 checkpoint_minutes: number(0.01, 100000.0) = 10.0  # saved at least this often, and after each epoch
 test_every_epoch: boolean() = False  # for those who want the curve; choose nothing by it
 
-# What None means, for each data set. Chosen on the validation split; README.md says what was tried.
+# What None means, for each data set. For MNIST chosen on the validation split, README.md says what was tried; the
+# photographs' have not been tuned.
 _COMMON = dict(augmentation=True, dropout_rate=0.0, optimizer="adam", epsilon=1e-8, weight_decay=0.0, seed=0)
 _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, flip=False, init_learning_rate=5e-3,
                     schedule="exponential", warmup=0.02)
