@@ -190,7 +190,7 @@ def test_members_that_want_to_go_elsewhere_go_nowhere(tmp_path):
 def test_a_link_in_the_place_of_a_member(tmp_path):
     members = tampered(contents(SMALL["CIFAR10"]), data_batch_1=None)
     write_archive(tmp_path / "cifar-10-binary.tar.gz", members,
-                  [odd_member("cifar-10-batches-bin/data_batch_1.bin", tarfile.SYMTYPE)])
+                  [odd_member("cifar-10-batches-bin/data_batch_1.bin", tarfile.SYMTYPE, size=7 * 3073)])
     with pytest.raises(DataError, match="data_batch_1.bin is no file of"):
         cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
 
