@@ -261,7 +261,7 @@ def choose(arguments=(), **overrides):
     standard.update(RECIPES[optimizer_name])
     if optimizer_name == "momentum" and not given.get("augmentation", standard["augmentation"]):
         standard["dropout_rate"] = 0.2  # the paper's section 4.2, on data that is not augmented
-    for name, value in standard.items():
+    for name, value in standard.items():  # the tables are edited, too
         if value is not None and name != "first_block":
             standard[name] = settings.check(name, value, kinds)
     values = dict(standard, **given)

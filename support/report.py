@@ -44,9 +44,9 @@ class Report:
         self.steps_per_epoch = steps_per_epoch
         devices = [device.name for device in sess.list_devices() if device.device_type == "GPU"]
         say("DenseNet on %s: %d training, %d validation, %d test images of %s"
-             % (data.name, len(data.train), len(data.validation), len(data.test), "x".join(map(str, data.image_shape))))
+            % (data.name, len(data.train), len(data.validation), len(data.test), "x".join(map(str, data.image_shape))))
         say("network  %s: blocks %s, growth rate %d, %s parameters"
-             % (config.network, ",".join(map(str, config.blocks)), config.growth_k, format(parameters, ",")))
+            % (config.network, ",".join(map(str, config.blocks)), config.growth_k, format(parameters, ",")))
         say("device   %s; TensorFlow %s" % (", ".join(devices) or "CPU, %d cores" % os.cpu_count(), tf.VERSION))
         say("logs     %s (see them: tensorboard --logdir %s)" % (self._log_path(""), config.log_dir))
         say("model    %s" % self.directory.path)
@@ -55,11 +55,11 @@ class Report:
             self._train_seconds = progress.get("train_seconds", 0.0)
             self._timed_steps = progress.get("timed_steps", 0)
             say("resuming after step %d, epoch %.1f of %d"
-                 % (step, step / steps_per_epoch, config.total_epochs))
+                % (step, step / steps_per_epoch, config.total_epochs))
             before = progress.get("total_epochs", config.total_epochs)
             if before != config.total_epochs:
                 say("total_epochs was %d and is now %d: the learning-rate schedule now ends there"
-                     % (before, config.total_epochs))
+                    % (before, config.total_epochs))
         try:
             for split in ("train", "validation", "test"):
                 os.makedirs(self._log_path(split), exist_ok=True)
@@ -82,8 +82,8 @@ class Report:
     def finished(self, result):
         """Says that there is nothing left to train."""
         say("%s is finished: %d epochs, test accuracy %.2f%% (%s); raise total_epochs to go on"
-             % (self.directory.path, result["epochs"], 100 * result["test_accuracy"],
-                os.path.join(self.directory.path, "result.json")))
+            % (self.directory.path, result["epochs"], 100 * result["test_accuracy"],
+               os.path.join(self.directory.path, "result.json")))
 
     def result(self, step, loss, accuracy, parameters, hyperparameters):
         """Writes result.json, prints the last line; returns the content of result.json."""
@@ -102,7 +102,7 @@ class Report:
         }
         self.directory.write_json("result.json", result)
         say("test accuracy %.2f%%, loss %.4f, of the weights after epoch %d (%s)"
-             % (100 * accuracy, loss, result["epochs"], os.path.join(self.directory.path, "result.json")))
+            % (100 * accuracy, loss, result["epochs"], os.path.join(self.directory.path, "result.json")))
         return result
 
     # While it trains
@@ -154,7 +154,7 @@ class Report:
         for split, (loss, accuracy) in self._evaluated.items():
             parts.append("%s loss %.4f accuracy %.2f%%" % (split, loss, 100 * accuracy))
         say("epoch %d/%d  %s  %.1f s, %.0f images/s" % (epoch, self.config.total_epochs, "  ".join(parts),
-                                                        now - self._epoch_started, self._images_per_second()))
+                                                       now - self._epoch_started, self._images_per_second()))
         for writer in self._writers.values():
             writer.flush()
         self._epoch_started = self._last_line = now
@@ -188,7 +188,7 @@ class Report:
         elif now - self._last_line > LINE_SECONDS:
             self._last_line = now
             say("epoch %d/%d  step %d/%d  loss %.4f" % (epoch + 1, self.config.total_epochs, done + 1,
-                                                        self.steps_per_epoch, loss))
+                                                       self.steps_per_epoch, loss))
 
     def _close_bar(self):
         if self._bar is not None:
