@@ -376,6 +376,13 @@ def build_graph(data, config):
         parameters=sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables()))
 
 
+def session_config():
+    """Operations without a kernel for the device they were put on run elsewhere; a GPU's memory is taken as needed."""
+    config = tf.ConfigProto(allow_soft_placement=True)
+    config.gpu_options.allow_growth = True
+    return config
+
+
 def Evaluate(sess, net, split, data, batch_size):
     """Mean loss and accuracy (a fraction) over every image of the split, the incomplete last batch included."""
     loss_sum = hit_sum = 0.0
@@ -420,12 +427,10 @@ def train(arguments=(), **overrides):
                         % (config.batch_size, len(data.train), data.name))
     directory = RunDirectory(os.path.join(config.model_dir, config.run_name),
                              dict(config.shaping, data=data.fingerprint()))
-    session_config = tf.ConfigProto(allow_soft_placement=True)
-    session_config.gpu_options.allow_growth = True
 
     with tf.Graph().as_default() as graph, directory, Interruption() as interruption:
         net = build_graph(data, config)
-        with tf.Session(config=session_config, graph=graph) as sess, Report(config, directory) as report:
+        with tf.Session(config=session_config(), graph=graph) as sess, Report(config, directory) as report:
             checkpoints = Checkpoints(directory)
             sess.run(net.initialize)
             checkpoints.restore_newest(sess)

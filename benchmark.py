@@ -1,0 +1,194 @@
+"""Training and inference speed, and memory, of the networks on synthetic images: what `Densenet.py` runs, timed.
+
+    python benchmark.py                                    a table of four networks
+    python benchmark.py network=densenet_121 batch_size=8  one of them, or of those in Densenet.py
+    python benchmark.py steps=50 json=speed.json           for programs, too
+    python benchmark.py --help                             all settings
+
+Each row is measured in a process of its own: some untimed steps, then the median of the timed ones.
+"""
+
+import json as json_format
+import math
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+import Densenet
+from support import UserError, say, settings
+from support.data import DataSet, Split
+from support.settings import integer, one_of, path
+
+# Networks by short names: (shape of an image, classes, images in a step, name in Densenet.py).
+NETWORKS = {
+    "mnist": ((28, 28, 1), 10, 100, "densenet_mnist_first"),
+    "bc40": ((32, 32, 3), 10, 64, "densenet_bc_40_12"),
+    "bc100": ((32, 32, 3), 10, 64, "densenet_bc_100_12"),
+    "cifar": ((32, 32, 3), 10, 64, "densenet_full_cifar"),
+}
+TABLE = tuple(NETWORKS)  # the rows where no network is named
+for _name, _parts in Densenet.NETWORKS.items():
+    if _name.startswith("densenet_mnist"):
+        NETWORKS[_name] = ((28, 28, 1), 10, 100, _name)
+    elif _parts["stem"] in ("imagenet", "7x7s2+pool"):
+        NETWORKS[_name] = ((224, 224, 3), 1000, 16, _name)
+    else:
+        NETWORKS[_name] = ((32, 32, 3), 10, 64, _name)
+
+# ---- Settings, here or on the command line ----
+network: one_of(tuple(NETWORKS)) = None  # which one; None: a row for each of mnist, bc40, bc100, cifar
+batch_size: integer(1, 65536) = None  # images in a step; None: 100 for MNIST, 64 for 32x32 images, 16 for 224x224
+steps: integer(1, 100000) = 10  # timed steps, of training and of inference
+json: path() = None  # a file for the rows as JSON
+
+WARM_UP_STEPS = 3  # the first one compiles
+PEAK_SIDE = 2048  # of the square matrices whose product shows what the machine can do
+
+
+def measure(name, batch_size, steps):
+    """The row of one network, measured in this process: {key: value}, as in the JSON file."""
+    image_shape, class_num, usual_batch_size, network_name = NETWORKS[name]
+    config = Densenet.choose(dataset="mnist" if image_shape[2] == 1 else "cifar10", network=network_name,
+                             batch_size=batch_size or usual_batch_size)
+    random = np.random.RandomState(0)
+    labels = random.randint(0, class_num, config.batch_size)
+    split = Split(np.zeros((1,) + image_shape, np.uint8), labels[:1])
+    channels = np.zeros(image_shape[2], np.float32)
+    data = DataSet(name, split, split, split, tuple(map(str, range(class_num))), channels, channels + 1, channels)
+
+    with tf.Graph().as_default(), tf.Session() as sess:
+        sess.run(tf.constant(0))
+    bare = peak_megabytes()
+    with tf.Graph().as_default(), tf.Session(config=Densenet.session_config()) as sess:
+        net = Densenet.build_graph(data, config)
+        images = random.standard_normal((config.batch_size,) + image_shape).astype(np.float32)
+        feed = {net.images: images, net.labels: labels, net.rate: config.init_learning_rate}
+        sess.run(net.initialize)
+        first_step, training = seconds(lambda: sess.run([net.train, net.cost, net.accuracy], feed), steps)
+        used = peak_megabytes() - bare
+        _, inference = seconds(lambda: sess.run([net.test_losses, net.test_hits], feed), steps)
+        parameters = net.parameters
+    forward = multiply_adds(config, image_shape, class_num)
+    gflops = 6 * forward * config.batch_size / training / 1e9  # the gradients: twice forward
+    return {
+        "network": name,
+        "precision": "float32",
+        "batch_size": config.batch_size,
+        "parameters": parameters,
+        "multiply_adds": forward,
+        "images_per_second": config.batch_size / training,
+        "step_ms": 1e3 * training,
+        "gflops": gflops,
+        "peak_fraction": gflops / peak_gflops(tf.float32),
+        "peak_mb": used,
+        "first_step_s": first_step,
+        "inference_images_per_second": config.batch_size / inference,
+        "tensorflow": tf.VERSION,
+    }
+
+
+def seconds(step, steps):
+    """(seconds of the first call of `step`, median seconds of `steps` later ones)."""
+    durations = []
+    for _ in range(WARM_UP_STEPS + steps):
+        start = time.perf_counter()
+        step()
+        durations.append(time.perf_counter() - start)
+    return durations[0], statistics.median(durations[WARM_UP_STEPS:])
+
+
+def peak_gflops(dtype):
+    """What this machine reaches in the product of two square matrices: the fastest of ten, GFLOP/s."""
+    with tf.Graph().as_default(), tf.Session() as sess:
+        left, right = (tf.Variable(tf.ones([PEAK_SIDE, PEAK_SIDE], dtype)) for _ in range(2))
+        product = tf.reduce_max(tf.matmul(left, right))
+        sess.run(tf.global_variables_initializer())
+        durations = []
+        for _ in range(10):
+            start = time.perf_counter()
+            sess.run(product)
+            durations.append(time.perf_counter() - start)
+    return 2 * PEAK_SIDE ** 3 / min(durations) / 1e9
+
+
+def peak_megabytes():
+    """The most memory that this process has had so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
+
+
+def multiply_adds(config, image_shape, class_num):
+    """Multiply-adds of the convolutions and the classifier for one image, those with the padding's zeros included."""
+    kernel, stride, _, pool_padding = Densenet.STEMS[config.stem]
+    k, channels = config.growth_k, config.stem_channels or 2 * config.growth_k
+    side = math.ceil(image_shape[0] / stride)
+    total = side ** 2 * kernel ** 2 * image_shape[2] * channels
+    if pool_padding:
+        side = math.ceil(side / 2) if pool_padding == "SAME" else (side - 1) // 2
+    for position, layers in enumerate(config.blocks):
+        for _ in range(layers):
+            total += side ** 2 * (channels * 4 * k + 9 * 4 * k * k if config.bottleneck else 9 * channels * k)
+            channels += k
+        if position < len(config.blocks) - 1:
+            kept = config.transition_channels or int(config.compression * channels + 1e-6)
+            total += side ** 2 * channels * kept
+            side, channels = side // 2, kept
+    return total + channels * class_num
+
+
+def table(rows):
+    """The rows as lines of text."""
+    heads = ("network", "batch", "parameters", "M mult-adds", "images/s", "step ms", "GFLOP/s", "of peak", "MB",
+             "first step s", "inference images/s")
+    line = "%-16s %6s %11s %12s %9s %8s %8s %8s %6s %13s %19s"
+    yield line % heads
+    for row in rows:
+        yield line % (
+            row["network"], row["batch_size"], format(row["parameters"], ","), "%.1f" % (row["multiply_adds"] / 1e6),
+            "%.1f" % row["images_per_second"], "%.1f" % row["step_ms"], "%.0f" % row["gflops"],
+            "%.0f%%" % (100 * row["peak_fraction"]), "%.0f" % row["peak_mb"], "%.1f" % row["first_step_s"],
+            "%.1f" % row["inference_images_per_second"])
+
+
+def write_json(file_name, rows):
+    """Writes the rows to the file, if there is to be one. Raises UserError if it cannot."""
+    try:
+        if file_name:
+            with open(file_name, "w") as file:
+                json_format.dump(rows, file, indent=2)
+                file.write("\n")
+    except OSError as error:
+        raise UserError("cannot write %s (%s): set json to a file that can be written"
+                        % (file_name, error.strerror)) from None
+
+
+def main(arguments):
+    """Runs the program; returns its exit status."""
+    module = sys.modules[__name__]
+    try:
+        if {"--help", "-h"} & set(arguments):
+            say(__doc__)
+            say(settings.help_text(module, vars(module)))
+            return 0
+        values, _ = settings.collect(module, arguments)
+        rows = []
+        write_json(values["json"], rows)  # now, before the time it takes
+        for name in (values["network"],) if values["network"] else TABLE:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                rows.append(process.submit(measure, name, values["batch_size"], values["steps"]).result())
+        for line in table(rows):
+            say(line)
+        write_json(values["json"], rows)
+    except UserError as error:
+        print("benchmark.py: %s" % error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

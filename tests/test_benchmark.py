@@ -1,0 +1,54 @@
+"""benchmark.py: what it counts, and its rows."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import benchmark
+import Densenet
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.mark.parametrize("network, giga", [
+    ("densenet_121", 2.83), ("densenet_161", 7.73), ("densenet_169", 3.36), ("densenet_201", 4.29)])
+def test_multiply_adds_are_those_in_torchvisions_documentation(network, giga):
+    counted = benchmark.multiply_adds(Densenet.choose(network=network), (224, 224, 3), 1000)
+    assert round(counted / 1e9, 2) == giga
+
+
+def test_multiply_adds_by_hand():
+    # 3×3 stem, plain layers, pooling: 7 -> 3 pixels a side, then 1; 2 channels in, k = 3, transition to ⌊0.5 · 9⌋ = 4.
+    config = Densenet.choose(network="densenet_mnist", blocks="1,1", growth_k=3)
+    assert benchmark.multiply_adds(config, (7, 7, 2), 5) == (
+        49 * 9 * 2 * 6 + 9 * 9 * 6 * 3 + 9 * 9 * 4 + 9 * 4 * 3 + 7 * 5)
+
+
+def test_a_row(tmp_path):
+    command = [sys.executable, os.path.join(REPOSITORY, "benchmark.py"), "network=mnist", "batch_size=3", "steps=1",
+               "json=rows.json"]
+    run = subprocess.run(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                         universal_newlines=True)
+    assert run.returncode == 0, run.stderr
+    row, = json.loads((tmp_path / "rows.json").read_text())
+    assert row["network"] == "mnist" and row["batch_size"] == 3 and row["parameters"] == 607930
+    for key in ("images_per_second", "step_ms", "gflops", "peak_fraction", "peak_mb", "first_step_s",
+                "inference_images_per_second"):
+        assert row[key] > 0, key
+    assert row["images_per_second"] == pytest.approx(3e3 / row["step_ms"])
+    assert "607,930" in run.stdout
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["network=bc41"], "network=bc41: network must be one of mnist, bc40"),
+    (["steps=0"], "steps=0: steps must be an integer from 1"),
+    (["json=nowhere/rows.json"], "cannot write nowhere/rows.json (No such file or directory): set json to"),
+    (["netwrk=bc40"], "there is no setting 'netwrk': the nearest are network"),
+])
+def test_bad_input_is_one_sentence(capsys, arguments, sentence):
+    assert benchmark.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("benchmark.py: " + sentence) and error.count("\n") == 1
