@@ -62,6 +62,7 @@ _IMAGENET = dict(_BC, stem="imagenet")
 NETWORKS = {
     "densenet_mnist": dict(_BC, blocks=(2, 4, 4), growth_k=16, bottleneck=False, stem="3x3+pool", first_block=0),
     "densenet_mnist_first": dict(_BC, blocks=(4, 4, 32), growth_k=12, stem="7x7s2+pool", first_block=0),
+    "densenet_cifar": dict(_BC, blocks=(2, 4, 4), growth_k=48, bottleneck=False, stem="3x3+pool"),
     "densenet_40_12": dict(_BC, blocks=(12, 12, 12), growth_k=12, bottleneck=False, compression=1.0, stem_channels=16),
     "densenet_bc_40_12": dict(_BC, blocks=(6, 6, 6), growth_k=12),
     "densenet_bc_100_12": dict(_BC, blocks=(16, 16, 16), growth_k=12),
@@ -119,13 +120,12 @@ run_name: file_name() = None  # None: the data set and what was changed
 checkpoint_minutes: number(0.01, 100000.0) = 10.0  # saved at least this often, and after each epoch
 test_every_epoch: boolean() = False  # for those who want the curve; choose nothing by it
 
-# What None means, for each data set. For MNIST chosen on the validation split, README.md says what was tried; the
-# photographs' have not been tuned.
+# What None means, for each data set, chosen on the validation split; README.md says what was tried.
 _COMMON = dict(augmentation=True, dropout_rate=0.0, optimizer="adam", epsilon=1e-8, weight_decay=0.0, seed=0)
 _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, flip=False, init_learning_rate=5e-3,
                     schedule="exponential", warmup=0.02)
-_PHOTOS = dict(_COMMON, network="densenet_bc_40_12", shift=4, rotation=0.0, flip=True, init_learning_rate=5e-3,
-               schedule="cosine", warmup=0.02, batch_size=64, total_epochs=20, validation_size=5000)
+_PHOTOS = dict(_COMMON, network="densenet_cifar", shift=4, rotation=0.0, flip=True, init_learning_rate=5e-3,
+               schedule="cosine", warmup=0.02, weight_decay=1e-4, batch_size=128, total_epochs=30, validation_size=5000)
 DEFAULTS = {
     "mnist": dict(_HANDWRITING, batch_size=100, total_epochs=20, validation_size=5000),
     "digits": dict(_HANDWRITING, batch_size=50, total_epochs=30, validation_size=100),
