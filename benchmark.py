@@ -43,6 +43,7 @@ for _name, _parts in Densenet.NETWORKS.items():
 
 # ---- Settings, here or on the command line ----
 network: one_of(tuple(NETWORKS)) = None  # which one; None: a row for each of mnist, bc40, bc100, cifar
+precision: one_of(("float32", "bfloat16")) = "float32"  # of activations and products
 batch_size: integer(1, 65536) = None  # images in a step; None: 100 for MNIST, 64 for 32x32 images, 16 for 224x224
 steps: integer(1, 100000) = 10  # timed steps, of training and of inference
 json: path() = None  # a file for the rows as JSON
@@ -51,11 +52,11 @@ WARM_UP_STEPS = 3  # the first one compiles
 PEAK_SIDE = 2048  # of the square matrices whose product shows what the machine can do
 
 
-def measure(name, batch_size, steps):
+def measure(name, precision, batch_size, steps):
     """The row of one network, measured in this process: {key: value}, as in the JSON file."""
     image_shape, class_num, usual_batch_size, network_name = NETWORKS[name]
     config = Densenet.choose(dataset="mnist" if image_shape[2] == 1 else "cifar10", network=network_name,
-                             batch_size=batch_size or usual_batch_size)
+                             precision=precision, batch_size=batch_size or usual_batch_size)
     random = np.random.RandomState(0)
     labels = random.randint(0, class_num, config.batch_size)
     split = Split(np.zeros((1,) + image_shape, np.uint8), labels[:1])
@@ -78,14 +79,14 @@ def measure(name, batch_size, steps):
     gflops = 6 * forward * config.batch_size / training / 1e9  # the gradients: twice forward
     return {
         "network": name,
-        "precision": "float32",
+        "precision": precision,
         "batch_size": config.batch_size,
         "parameters": parameters,
         "multiply_adds": forward,
         "images_per_second": config.batch_size / training,
         "step_ms": 1e3 * training,
         "gflops": gflops,
-        "peak_fraction": gflops / peak_gflops(tf.float32),
+        "peak_fraction": gflops / peak_gflops(precision),
         "peak_mb": used,
         "first_step_s": first_step,
         "inference_images_per_second": config.batch_size / inference,
@@ -103,10 +104,10 @@ def seconds(step, steps):
     return durations[0], statistics.median(durations[WARM_UP_STEPS:])
 
 
-def peak_gflops(dtype):
+def peak_gflops(precision):
     """What this machine reaches in the product of two square matrices: the fastest of ten, GFLOP/s."""
     with tf.Graph().as_default(), tf.Session() as sess:
-        left, right = (tf.Variable(tf.ones([PEAK_SIDE, PEAK_SIDE], dtype)) for _ in range(2))
+        left, right = (tf.Variable(tf.ones([PEAK_SIDE, PEAK_SIDE], precision)) for _ in range(2))
         product = tf.reduce_max(tf.matmul(left, right))
         sess.run(tf.global_variables_initializer())
         durations = []
@@ -143,16 +144,23 @@ def multiply_adds(config, image_shape, class_num):
 
 def table(rows):
     """The rows as lines of text."""
-    heads = ("network", "batch", "parameters", "M mult-adds", "images/s", "step ms", "GFLOP/s", "of peak", "MB",
-             "first step s", "inference images/s")
-    line = "%-16s %6s %11s %12s %9s %8s %8s %8s %6s %13s %19s"
-    yield line % heads
+    columns = (
+        ("network", "%-20s", lambda row: row["network"]),
+        ("precision", "%-9s", lambda row: row["precision"]),
+        ("batch", "%5s", lambda row: row["batch_size"]),
+        ("parameters", "%11s", lambda row: format(row["parameters"], ",")),
+        ("M mult-adds", "%11s", lambda row: "%.1f" % (row["multiply_adds"] / 1e6)),
+        ("images/s", "%8s", lambda row: "%.1f" % row["images_per_second"]),
+        ("step ms", "%8s", lambda row: "%.1f" % row["step_ms"]),
+        ("GFLOP/s", "%7s", lambda row: "%.0f" % row["gflops"]),
+        ("of peak", "%7s", lambda row: "%.0f%%" % (100 * row["peak_fraction"])),
+        ("MB", "%6s", lambda row: "%.0f" % row["peak_mb"]),
+        ("first step s", "%12s", lambda row: "%.1f" % row["first_step_s"]),
+        ("inference images/s", "%18s", lambda row: "%.1f" % row["inference_images_per_second"]),
+    )
+    yield "  ".join(form % head for head, form, _ in columns)
     for row in rows:
-        yield line % (
-            row["network"], row["batch_size"], format(row["parameters"], ","), "%.1f" % (row["multiply_adds"] / 1e6),
-            "%.1f" % row["images_per_second"], "%.1f" % row["step_ms"], "%.0f" % row["gflops"],
-            "%.0f%%" % (100 * row["peak_fraction"]), "%.0f" % row["peak_mb"], "%.1f" % row["first_step_s"],
-            "%.1f" % row["inference_images_per_second"])
+        yield "  ".join(form % value(row) for _, form, value in columns)
 
 
 def write_json(file_name, rows):
@@ -180,7 +188,8 @@ def main(arguments):
         write_json(values["json"], rows)  # now, before the time it takes
         for name in (values["network"],) if values["network"] else TABLE:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                rows.append(process.submit(measure, name, values["batch_size"], values["steps"]).result())
+                rows.append(process.submit(measure, name, values["precision"], values["batch_size"],
+                                           values["steps"]).result())
         for line in table(rows):
             say(line)
         write_json(values["json"], rows)

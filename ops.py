@@ -5,6 +5,7 @@ Initial weights depend only on the graph's seed (`tf.set_random_seed`) and the v
 that seed, the layer's name, the replica and the step, so that a resumed run repeats exactly.
 """
 
+import contextlib
 import functools
 import math
 import warnings
@@ -17,6 +18,7 @@ tf.disable_v2_behavior()  # tflearn's import does the same: graph mode from the 
 
 BATCH_NORM_DECAY = 0.9
 BATCH_NORM_EPSILON = 0.001
+FUSED_FROM = 2 ** 17  # elements of a tensor; compiling the operations on a smaller one does not pay
 
 
 def conv_layer(x, filters, kernel, stride=1, layer_name="conv"):
@@ -32,10 +34,15 @@ def conv_layer(x, filters, kernel, stride=1, layer_name="conv"):
     with tf.variable_scope(layer_name):
         shape = [kernel, kernel, int(x.shape[-1]), filters]
         weights = _variable("kernel", shape, _he_normal("kernel", fan_in=kernel * kernel * shape[2]))
-        return tf.nn.conv2d(x, tf.cast(weights, x.dtype), strides=[1, stride, stride, 1], padding="SAME")
+        weights = tf.cast(weights, x.dtype)
+        height, width = (int(side) for side in x.shape[1:3])
+        if kernel % 2 and (height == width == 1 or kernel == stride == 1):  # only the kernel's centre meets the image
+            product = tf.matmul(tf.reshape(x, [-1, shape[2]]), weights[kernel // 2, kernel // 2])
+            return tf.reshape(product, [-1, height, width, filters])
+        return tf.nn.conv2d(x, weights, strides=[1, stride, stride, 1], padding="SAME")
 
 
-def Batch_Normalization(x, training, scope):
+def Batch_Normalization(x, training, scope, activation_fn=None):
     """Batch normalization (Ioffe & Szegedy 2015, arXiv 1502.03167) with a zero-debiased moving mean.
 
     Computes what TensorFlow 1.15's `tf.contrib.layers.batch_norm` computes with decay=0.9, center=True, scale=True,
@@ -46,6 +53,7 @@ def Batch_Normalization(x, training, scope):
         x: [N, H, W, C], float32 or bfloat16; statistics are float32.
         training: True to normalize by the batch and advance the moving statistics, False to normalize by them;
             a Python bool or a bool tensor.
+        activation_fn: None, or `Relu`, which on a concatenation then costs no pass over memory of its own.
     Returns:
         [N, H, W, C], of x's dtype.
     """
@@ -59,10 +67,11 @@ def Batch_Normalization(x, training, scope):
             biased = _variable("biased", shape, tf.zeros_initializer(), trainable=False)
             local_step = _variable("local_step", [], tf.zeros_initializer(), trainable=False)
 
+        assert activation_fn in (None, Relu), activation_fn
+        relu = activation_fn is Relu
+
         def by_batch():
-            # The kernel returns the variance with Bessel's correction, n / max(n - 1, 1), as the update needs it.
-            y, mean, variance = tf.nn.fused_batch_norm(
-                tf.cast(x, tf.float32), gamma, beta, epsilon=BATCH_NORM_EPSILON, is_training=True)
+            y, mean, variance = _normalized_by_batch(x, gamma, beta, relu)
             new_biased = biased - (1 - BATCH_NORM_DECAY) * (biased - mean)
             new_step = local_step + 1
             new_mean = new_biased / (1 - tf.pow(BATCH_NORM_DECAY, new_step))
@@ -74,13 +83,12 @@ def Batch_Normalization(x, training, scope):
                 moving_variance.assign(new_variance, read_value=False),
             ]
             with tf.control_dependencies(updates):
-                return tf.identity(tf.cast(y, x.dtype))
+                return tf.identity(y)
 
         def by_moving_statistics():
-            y, _, _ = tf.nn.fused_batch_norm(
-                tf.cast(x, tf.float32), gamma, beta, moving_mean, moving_variance,
-                epsilon=BATCH_NORM_EPSILON, is_training=False)
-            return tf.cast(y, x.dtype)
+            y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, moving_mean, moving_variance,
+                                             epsilon=BATCH_NORM_EPSILON, is_training=False)
+            return tf.nn.relu(y) if relu else y
 
         if isinstance(training, bool):
             return by_batch() if training else by_moving_statistics()
@@ -142,7 +150,13 @@ def tf_global_average_pooling(x):
 
 def Concatenation(layers):
     """Concatenates the channels of [N, H, W, C1], [N, H, W, C2], … into [N, H, W, C1 + C2 + …]."""
-    return layers[0] if len(layers) == 1 else tf.concat(layers, axis=3)
+    if len(layers) == 1:
+        return layers[0]
+    known = _Known.of_this_place()
+    layers = [known.newest(layer) for layer in layers]
+    x = tf.concat(layers, axis=3)
+    known.parts[x.name] = layers
+    return x
 
 
 def Linear(x, class_num=10, layer_name="linear"):
@@ -152,6 +166,129 @@ def Linear(x, class_num=10, layer_name="linear"):
         weights = _variable("kernel", shape, _he_normal("kernel", fan_in=shape[0]))
         bias = _variable("bias", [class_num], tf.zeros_initializer())
         return tf.matmul(tf.cast(x, tf.float32), weights) + bias
+
+
+class _Known:
+    """What has been computed of a graph's feature maps, so that each batch normalization need not do it again.
+
+    In a dense block all layers normalize the same maps, each with its own scale and offset but by the same statistics.
+    A tensor whose statistics were taken has a follower, of equal values, for its later uses: the gradients of these and
+    of the statistics then come together in one pass over memory instead of several.
+    """
+
+    def __init__(self):
+        self.parts = {}  # name of a concatenation: its parts
+        self.statistics = {}  # name of a tensor: its mean and variance
+        self.followers = {}  # name of a tensor: its follower
+
+    @staticmethod
+    def of_this_place():
+        """That of the default graph, and there of the branch of `tf.cond` that is being built."""
+        graph = tf.get_default_graph()
+        if not hasattr(graph, "_known_feature_maps"):
+            graph._known_feature_maps = {}
+        return graph._known_feature_maps.setdefault(graph._get_control_flow_context(), _Known())
+
+    def newest(self, x):
+        """x's last follower, or x."""
+        while x.name in self.followers:
+            x = self.followers[x.name]
+        return x
+
+    def measured(self, x):
+        """(x's newest follower, its mean [C], its variance [C])."""
+        x = self.newest(x)
+        if x.name not in self.statistics:
+            follower, mean, variance = _statistics(x)
+            self.followers[x.name] = follower
+            self.statistics[follower.name] = mean, variance
+            x = follower
+        return (x,) + self.statistics[x.name]
+
+
+def _normalized_by_batch(x, gamma, beta, relu):
+    """(normalized x, [rectified if `relu`]; the batch's mean [C]; its variance [C] with Bessel's correction)."""
+    known = _Known.of_this_place()
+    if x.name not in known.parts:
+        # The kernel returns the variance with Bessel's correction, n / max(n - 1, 1).
+        y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=BATCH_NORM_EPSILON)
+        return tf.nn.relu(y) if relu else y, mean, variance
+    parts, means, variances = zip(*(known.measured(part) for part in known.parts[x.name]))
+    mean, variance = tf.concat(means, 0), tf.concat(variances, 0)
+    y, follower = _normalized_concatenation(parts, mean, gamma * tf.rsqrt(variance + BATCH_NORM_EPSILON), beta, relu)
+    known.followers[x.name] = follower
+    known.statistics[follower.name] = mean, variance
+    count = _count(parts[0])
+    return y, mean, variance * (count / tf.maximum(count - 1, 1))
+
+
+@tf.custom_gradient
+def _statistics(x):
+    """(x, its mean [C], its biased variance [C] over all but the channels): float32 statistics."""
+    count = _count(x)
+    mean = _channel_sums(tf.cast(x, tf.float32)) / count
+    with _fused(x):
+        squares = tf.square(tf.cast(x, tf.float32) - mean)
+    variance = _channel_sums(squares) / count
+
+    def gradient(dx, dmean, dvariance):
+        with _fused(x):
+            through_statistics = (dmean + 2 * dvariance * (tf.cast(x, tf.float32) - mean)) / count
+            return tf.cast(tf.cast(dx, tf.float32) + through_statistics, x.dtype)
+
+    return (tf.identity(x), mean, variance), gradient
+
+
+def _normalized_concatenation(parts, mean, scale, offset, relu):
+    """x, the concatenation of the parts, and (x - mean) · scale + offset, 0 where that is negative if `relu`.
+
+    Returns:
+        (the second, the first). Gradients reach the parts through both at once: one pass over memory.
+    """
+    @tf.custom_gradient
+    def function(mean, scale, offset, *parts):
+        x = tf.concat(parts, axis=3)
+        with _fused(x):
+            y = (tf.cast(x, tf.float32) - mean) * scale + offset
+            y = tf.cast(tf.nn.relu(y) if relu else y, x.dtype)
+
+        def gradient(dy, dx):
+            with _fused(x):
+                centred = tf.cast(x, tf.float32) - mean
+                dy = tf.cast(dy, tf.float32)
+                if relu:
+                    dy = tf.where(centred * scale + offset > 0, dy, tf.zeros_like(dy))
+                through = dy * scale
+                if dx is not None:  # TensorFlow 1.15 has None for an output in bfloat16 that is not used
+                    through += tf.cast(dx, tf.float32)
+                dparts = tf.split(tf.cast(through, x.dtype), [int(part.shape[3]) for part in parts], axis=3)
+                dscale = tf.cast(dy * centred, x.dtype)
+                dy = tf.cast(dy, x.dtype)
+            doffset = _channel_sums(dy)
+            return [-scale * doffset, _channel_sums(dscale), doffset] + dparts
+
+        return (y, x), gradient
+
+    return function(mean, scale, offset, *parts)
+
+
+def _channel_sums(x):
+    """[N, H, W, C] to the float32 sums [C]. The pooling is the fastest way there on a CPU."""
+    _, height, width, _ = x.shape.as_list()
+    means = tf.nn.avg_pool2d(x, [height, width], 1, "VALID")
+    return tf.reduce_sum(tf.cast(means, tf.float32), [0, 1, 2]) * (height * width)
+
+
+def _count(x):
+    """How many values of each channel there are in [N, H, W, C], float32."""
+    return tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
+
+
+def _fused(x):
+    """A scope whose elementwise operations XLA makes into one, where x is so large that this pays."""
+    if (x.shape.num_elements() or 0) >= FUSED_FROM:
+        return tf.xla.experimental.jit_scope()
+    return contextlib.nullcontext()
 
 
 def _variable(name, shape, initializer, trainable=True):

@@ -370,6 +370,24 @@ def test_cifar10_end_to_end(tmp_path, folder, monkeypatch):
     assert weights["conv0/kernel"].shape == (3, 3, 3, 8)
 
 
+def test_bfloat16_is_near_float32_and_keeps_float32_weights(tiny_mnist):
+    costs = {}
+    for precision in ("float32", "bfloat16"):
+        config = tiny_config(tiny_mnist, precision=precision)
+        data, _ = Densenet.prepare_data(config)
+        with tf.Graph().as_default() as graph, tf.Session() as sess:
+            net = Densenet.build_graph(data, config)
+            sess.run(net.initialize)
+            images, labels = next(Densenet.training_batches(data, config, 0, 0))
+            feed = {net.images: images, net.labels: labels, net.rate: 1e-3}
+            costs[precision] = [sess.run([net.train, net.cost], feed)[1] for _ in range(3)]
+            assert not [variable for variable in tf.global_variables() if variable.dtype.base_dtype == tf.bfloat16]
+            products = [op for op in graph.get_operations() if op.type == "Conv2D"]
+            assert products and {op.outputs[0].dtype.name for op in products} == {precision}
+    np.testing.assert_allclose(costs["bfloat16"], costs["float32"], rtol=0.02)
+    assert costs["bfloat16"] != costs["float32"]
+
+
 def test_weight_decay_by_numpy(tiny_mnist):
     """One step of plain momentum: minus rate · (1 + 0.9) · (gradient + decay · weight), Nesterov's first step."""
     moved = {}

@@ -79,6 +79,51 @@ def test_batch_normalization_of_bfloat16():
     assert {variable.dtype.base_dtype for variable in tf.global_variables()} == {tf.float32}
 
 
+def dense_block(x, norm_relu, concatenate):
+    """Three plain layers and what normalizes their concatenation, in the scopes layer_0, layer_1, layer_2, last."""
+    for i in range(3):
+        with tf.variable_scope("layer_%d" % i):
+            new = norm_relu(x)
+            weights = tf.get_variable("kernel", [3, 3, int(x.shape[3]), 3], x.dtype)
+            x = concatenate([x, tf.nn.conv2d(new, weights, 1, "SAME")])
+    with tf.variable_scope("last"):
+        return norm_relu(x)
+
+
+def norm_relu_by_formula(x):
+    gamma = tf.get_variable("norm/gamma", [int(x.shape[3])], x.dtype)
+    beta = tf.get_variable("norm/beta", [int(x.shape[3])], x.dtype)
+    mean, variance = tf.nn.moments(x, [0, 1, 2])
+    return tf.nn.relu((x - mean) * tf.rsqrt(variance + 0.001) * gamma + beta)
+
+
+@pytest.mark.parametrize("fused_from", [0, 2 ** 30])
+def test_a_dense_block_and_its_gradients_by_formula_in_float64(monkeypatch, fused_from):
+    monkeypatch.setattr(ops, "FUSED_FROM", fused_from)
+    random = np.random.RandomState(0)
+    x_value, y_weights = 3 + random.randn(4, 5, 7, 6), random.randn(4, 5, 7, 15)
+    values = {}
+
+    def results(dtype, norm_relu, concatenate):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            x = tf.constant(x_value, dtype)
+            y = dense_block(x, norm_relu, concatenate)
+            variables = {variable.op.name: variable for variable in tf.trainable_variables()}
+            gradients = dict(zip(variables, tf.gradients(y * tf.constant(y_weights, dtype), list(variables.values()))))
+            gradients.update(y=y, x=tf.gradients(y * tf.constant(y_weights, dtype), x)[0])
+            sess.run(tf.global_variables_initializer())
+            for name, variable in sorted(variables.items()):
+                shape = variable.shape.as_list()
+                variable.load(values.setdefault(name, random.randn(*shape)).astype(dtype.as_numpy_dtype), sess)
+            return sess.run(gradients)
+
+    expected = results(tf.float64, norm_relu_by_formula, lambda parts: tf.concat(parts, 3))
+    found = results(tf.float32, lambda x: ops.Batch_Normalization(x, True, "norm", ops.Relu), ops.Concatenation)
+    assert set(found) == set(expected) and len(found) == 13
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=2e-5 * np.abs(value).max(), err_msg=name)
+
+
 def test_statistics_advance_once_whatever_is_fetched():
     x = tf.constant(record.batch_norm_inputs((3, 5, 7, 13))[0][0])
     y = ours(x, True)
