@@ -18,7 +18,7 @@ tf.disable_v2_behavior()  # tflearn's import does the same: graph mode from the 
 
 BATCH_NORM_DECAY = 0.9
 BATCH_NORM_EPSILON = 0.001
-FUSED_FROM = 2 ** 17  # elements of a tensor; compiling the operations on a smaller one does not pay
+FUSED_FROM = 2 ** 17  # elements of a tensor from which on the operations on it are compiled together
 
 
 def conv_layer(x, filters, kernel, stride=1, layer_name="conv"):
@@ -285,7 +285,7 @@ def _count(x):
 
 
 def _fused(x):
-    """A scope whose elementwise operations XLA makes into one, where x is so large that this pays."""
+    """A scope whose elementwise operations XLA makes into one, where x is large."""
     if (x.shape.num_elements() or 0) >= FUSED_FROM:
         return tf.xla.experimental.jit_scope()
     return contextlib.nullcontext()
