@@ -108,7 +108,8 @@ init_learning_rate: number(1e-8, 100.0) = None  # before any decay
 schedule: one_of(("constant", "steps", "cosine", "exponential")) = None  # of the rate; learning_rate() has them
 warmup: number(0.0, 0.9) = None  # share of the steps in which the rate rises from 0 first
 epsilon: number(1e-12, 1.0) = None  # Adam's, added to the denominator
-weight_decay: number(0.0, 1.0) = None  # L2: this times each trainable variable is added to its gradient
+weight_decay: number(0.0, 1.0) = None  # of all trainable variables: by their gradients, or beside Adam's steps
+label_smoothing: number(0.0, 0.9) = None  # share of each training label that is spread over all classes
 batch_size: integer(1, 65536) = None  # images in a step
 total_epochs: integer(1, 100000) = None  # passes over the training images; raise it to go on with a finished run
 precision: one_of(("float32", "bfloat16")) = None  # of activations and products; the rest is float32 anyway
@@ -121,14 +122,14 @@ run_name: file_name() = None  # None: the data set and what was changed
 checkpoint_minutes: number(0.01, 100000.0) = 10.0  # saved at least this often, and after each epoch
 test_every_epoch: boolean() = False  # for those who want the curve; choose nothing by it
 
-# What None means, for each data set, chosen on the validation split; README.md says what was tried. For the photographs
-# by runs of 3 and 8 epochs alone.
+# What None means, for each data set, chosen on the validation split; README.md says what was tried.
 _COMMON = dict(augmentation=True, dropout_rate=0.0, optimizer="adam", epsilon=1e-8, weight_decay=0.0,
-               precision="float32", seed=0)
+               label_smoothing=0.0, precision="float32", seed=0)
 _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, flip=False, init_learning_rate=5e-3,
                     schedule="exponential", warmup=0.02)
-_PHOTOS = dict(_COMMON, network="densenet_cifar", shift=2, rotation=0.0, flip=True, init_learning_rate=1e-2,
-               schedule="cosine", warmup=0.2, weight_decay=1e-4, batch_size=128, total_epochs=30, validation_size=5000)
+_PHOTOS = dict(_COMMON, network="densenet_cifar", shift=4, rotation=0.0, flip=True, init_learning_rate=5e-3,
+               schedule="cosine", warmup=0.2, weight_decay=0.1, label_smoothing=0.1, batch_size=128, total_epochs=32,
+               validation_size=5000)
 DEFAULTS = {
     "mnist": dict(_HANDWRITING, batch_size=100, total_epochs=20, validation_size=5000),
     "digits": dict(_HANDWRITING, batch_size=50, total_epochs=30, validation_size=100),
@@ -140,8 +141,8 @@ DEFAULTS = {
 # What an optimizer brings along, over the data set's defaults: the paper's section 4.2.
 RECIPES = {
     "adam": {},
-    "momentum": dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, batch_size=64,
-                     total_epochs=300),
+    "momentum": dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, label_smoothing=0.0,
+                     batch_size=64, total_epochs=300),
 }
 
 # ---- End of the hyperparameters. ----
@@ -344,13 +345,15 @@ def build_graph(data, config):
                         len(data.class_names), config.bottleneck, config.compression, config.transition_channels,
                         config.stem, config.stem_channels, config.dropout_rate, config.first_block).model
 
-    def losses_and_hits(logits):
+    def losses_and_hits(logits, smoothing=0.0):
         with tf.name_scope("loss"):
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)  # [N]
+            if smoothing:  # Szegedy et al. 2016 (arXiv 1512.00567), section 7
+                losses = (1 - smoothing) * losses - smoothing * tf.reduce_mean(tf.nn.log_softmax(logits), 1)
         with tf.name_scope("accuracy"):
             return losses, tf.cast(tf.equal(tf.argmax(logits, 1), labels), tf.float32)  # [N], [N]
 
-    losses, hits = losses_and_hits(network(training=True))
+    losses, hits = losses_and_hits(network(training=True), config.label_smoothing)
     cost, accuracy = tf.reduce_mean(losses), tf.reduce_mean(hits)
     with tf.name_scope("optimizer"):
         if config.optimizer == "momentum":
@@ -358,9 +361,15 @@ def build_graph(data, config):
         else:
             optimizer = tf.train.AdamOptimizer(rate, epsilon=config.epsilon)
         gradients = optimizer.compute_gradients(cost)
-        if config.weight_decay:
+        decays = []
+        if config.weight_decay and config.optimizer == "momentum":  # L2, as in the paper
             gradients = [(gradient + config.weight_decay * variable, variable) for gradient, variable in gradients]
-        train = optimizer.apply_gradients(gradients, global_step)
+        elif config.weight_decay:  # decoupled: Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2
+            with tf.control_dependencies([gradient for gradient, _ in gradients]):  # which are of the weights before
+                decays = [variable.assign_sub(rate * config.weight_decay * variable, read_value=False)
+                          for _, variable in gradients]
+        with tf.control_dependencies(decays):
+            train = optimizer.apply_gradients(gradients, global_step)
 
     with tf.variable_scope(tf.get_variable_scope(), reuse=True), tf.name_scope("evaluation"):
         test_losses, test_hits = losses_and_hits(network(training=False))

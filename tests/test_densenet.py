@@ -188,7 +188,7 @@ def test_choosing():
     assert other.run_name == "mnist-network=densenet_bc_100_12-compression=0.7"
     paper = Densenet.choose(optimizer="momentum")
     assert (paper.init_learning_rate, paper.batch_size, paper.weight_decay, paper.schedule) == (0.1, 64, 1e-4, "steps")
-    assert (paper.total_epochs, paper.warmup, paper.dropout_rate) == (300, 0.0, 0.0)
+    assert (paper.total_epochs, paper.warmup, paper.dropout_rate, paper.label_smoothing) == (300, 0.0, 0.0, 0.0)
     assert Densenet.choose(optimizer="momentum", augmentation=False).dropout_rate == 0.2
 
 
@@ -388,11 +388,12 @@ def test_bfloat16_is_near_float32_and_keeps_float32_weights(tiny_mnist):
     assert costs["bfloat16"] != costs["float32"]
 
 
-def test_weight_decay_by_numpy(tiny_mnist):
-    """One step of plain momentum: minus rate · (1 + 0.9) · (gradient + decay · weight), Nesterov's first step."""
+@pytest.mark.parametrize("optimizer,factor", [("momentum", 1 + 0.9), ("adam", 1)])
+def test_weight_decay_by_numpy(tiny_mnist, optimizer, factor):
+    """Nesterov's first step: rate · (1 + 0.9) · (gradient + decay · weight). Adam's: rate · decay · weight more."""
     moved = {}
     for decay in (0.0, 0.25):
-        config = tiny_config(tiny_mnist, optimizer="momentum", weight_decay=decay)
+        config = tiny_config(tiny_mnist, optimizer=optimizer, weight_decay=decay)
         data, _ = Densenet.prepare_data(config)
         with tf.Graph().as_default(), tf.Session() as sess:
             net = Densenet.build_graph(data, config)
@@ -403,8 +404,32 @@ def test_weight_decay_by_numpy(tiny_mnist):
             names = [variable.op.name for variable in tf.trainable_variables()]
             moved[decay] = dict(zip(names, zip(before, sess.run(tf.trainable_variables()))))
     for name, (before, plain) in moved[0.0].items():
-        expected = plain.astype(np.float64) - 0.125 * 1.9 * 0.25 * before
+        expected = plain.astype(np.float64) - 0.125 * factor * 0.25 * before
         np.testing.assert_allclose(moved[0.25][name][1], expected, atol=1e-5, err_msg=name)
+
+
+def test_label_smoothing_by_numpy(tiny_mnist):
+    """The cross entropy with a distribution that has 1 - s + s / 10 for the label, s / 10 for every other class."""
+    config = tiny_config(tiny_mnist, label_smoothing=0.25)
+    data, _ = Densenet.prepare_data(config)
+    with tf.Graph().as_default() as graph, tf.Session() as sess:
+        net = Densenet.build_graph(data, config)
+        all_logits = [operation.inputs[0] for operation in graph.get_operations()
+                      if operation.type == "SparseSoftmaxCrossEntropyWithLogits"]
+        sess.run(net.initialize)
+        images, labels = next(Densenet.training_batches(data, config, 0, 0))
+        (training, evaluation), cost, losses = sess.run([all_logits, net.cost, net.test_losses],
+                                                        {net.images: images, net.labels: labels})
+
+    def cross_entropy(logits, smoothing):
+        logits = logits.astype(np.float64)
+        log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        targets = np.full([len(labels), 10], smoothing / 10)
+        targets[np.arange(len(labels)), labels] += 1 - smoothing
+        return -(targets * log_probabilities).sum(1)
+
+    np.testing.assert_allclose(cost, cross_entropy(training, 0.25).mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses, cross_entropy(evaluation, 0.0), rtol=1e-5)
 
 
 def test_another_run_in_the_directory_is_refused(tiny_mnist, folder):
