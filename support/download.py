@@ -64,7 +64,9 @@ def _fetch(url, name, size, sha256, folder):
         try:
             # Downloads to a temporary name in the folder, compares the hash, then renames.
             path = pooch.retrieve(url, "sha256:" + sha256, name, folder, downloader=download)
-            os.chmod(path, 0o644)  # the temporary file was its owner's alone
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(path, 0o666 & ~umask)  # the temporary file was its owner's alone
             return None
         except _Refused as error:
             return str(error)

@@ -1,8 +1,8 @@
 """What a run shows and records: terminal lines, the progress bar, TensorBoard's curves, the clock, result.json."""
 
-import errno
 import math
 import os
+import socket
 import sys
 import time
 
@@ -10,9 +10,27 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 from support import UserError, say
+from support.run_directory import locked
 
 POINT_STEPS = 50  # a point of the training curves is the mean of so many steps
 LINE_SECONDS = 30.0  # between the progress lines where there is no terminal
+
+
+class EventFile:
+    """A file of TensorBoard's. Unlike `tf.summary.FileWriter` it raises errors where they happen, in this thread."""
+
+    def __init__(self, folder):
+        name = "events.out.tfevents.%.6f.%s.%d" % (time.time(), socket.gethostname(), os.getpid())
+        self._file = tf.io.TFRecordWriter(os.path.join(folder, name))
+        self.add(file_version="brain.Event:2")
+
+    def add(self, step=0, **content):
+        """Writes an event; `content` is a field of the protocol buffer `tf.Event`."""
+        self._file.write(tf.Event(wall_time=time.time(), step=step, **content).SerializeToString())
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
 
 
 class Report:
@@ -22,7 +40,9 @@ class Report:
         self.config = config
         self.directory = directory
         self.steps_per_epoch = None
-        self._writers = {}
+        self._files = {}
+        self._log_problem = None
+        self._lock = None
         self._bar = None
         self._evaluated = {}
         self._train_seconds = 0.0
@@ -33,8 +53,9 @@ class Report:
 
     def __exit__(self, *_):
         self._close_bar()
-        for writer in self._writers.values():
-            writer.close()
+        self._log(lambda: [file.close() for file in self._files.values()])
+        if self._lock is not None:
+            self._lock.close()
 
     # Start and end
 
@@ -63,16 +84,16 @@ class Report:
         try:
             for split in ("train", "validation", "test"):
                 os.makedirs(self._log_path(split), exist_ok=True)
-                if not os.access(self._log_path(split), os.W_OK):  # FileWriter would say nothing
-                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-                self._writers[split] = tf.summary.FileWriter(self._log_path(split))
+            self._lock = locked(self._log_path(""))  # a run in another model_dir may have the same name
+            for split in ("train", "validation", "test"):
+                self._files[split] = EventFile(self._log_path(split))
                 # Tells TensorBoard to forget what a killed process wrote after the checkpoint that is resumed.
-                self._writers[split].add_session_log(tf.SessionLog(status=tf.SessionLog.START), step + 1)
+                self._files[split].add(step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
+            if step == 0:
+                self._files["train"].add(graph_def=sess.graph.as_graph_def(add_shapes=True).SerializeToString())
         except (OSError, tf.errors.OpError) as error:
             raise UserError("cannot write the logs in %s (%s): set log_dir to a folder that can be written"
                             % (self.config.log_dir, getattr(error, "strerror", error))) from None
-        if step == 0:
-            self._writers["train"].add_graph(sess.graph)
         self.directory.keep_json("result.json")  # of fewer epochs, where the run goes on
         self._epoch_started = self._last_line = self._last_save = time.monotonic()
         self._clock = None  # the first step compiles
@@ -103,6 +124,7 @@ class Report:
         self.directory.write_json("result.json", result)
         say("test accuracy %.2f%%, loss %.4f, of the weights after epoch %d (%s)"
             % (100 * accuracy, loss, result["epochs"], os.path.join(self.directory.path, "result.json")))
+        self._stop_if_it_cannot_log()
         return result
 
     # While it trains
@@ -127,14 +149,19 @@ class Report:
         self._show_progress(step, loss, now)
 
     def checkpoint_is_due(self):
-        """Whether the last one is older than checkpoint_minutes."""
-        return time.monotonic() - self._last_save > 60 * self.config.checkpoint_minutes
+        """Whether the last one is older than checkpoint_minutes, or the run is about to stop as it cannot log."""
+        return bool(self._log_problem) or time.monotonic() - self._last_save > 60 * self.config.checkpoint_minutes
 
     def saved(self, step):
-        """Notes how long training took up to a checkpoint: beside it, for a checkpoint has no wall-clock values."""
+        """Notes how long training took up to a checkpoint: beside it, for a checkpoint has no wall-clock values.
+
+        Raises:
+            UserError: TensorBoard's files cannot be written any more.
+        """
         self.directory.write_json("progress.json", {
             "step": step, "total_epochs": self.config.total_epochs,
             "train_seconds": self._train_seconds, "timed_steps": self._timed_steps})
+        self._stop_if_it_cannot_log()
         self._last_save = self._clock = time.monotonic()
 
     def evaluated(self, split, step, loss, accuracy):
@@ -155,8 +182,6 @@ class Report:
             parts.append("%s loss %.4f accuracy %.2f%%" % (split, loss, 100 * accuracy))
         say("epoch %d/%d  %s  %.1f s, %.0f images/s" % (epoch, self.config.total_epochs, "  ".join(parts),
                                                        now - self._epoch_started, self._images_per_second()))
-        for writer in self._writers.values():
-            writer.flush()
         self._epoch_started = self._last_line = now
         self._begin_epoch()
 
@@ -170,7 +195,20 @@ class Report:
 
     def _write(self, split, step, **values):
         summary = tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-        self._writers[split].add_summary(summary, step)
+        self._log(lambda: self._files[split].add(step, summary=summary))
+
+    def _log(self, write):
+        """Writes to TensorBoard's files; where that fails, the run stops once it is saved."""
+        if self._log_problem is None:
+            try:
+                write()
+            except (OSError, tf.errors.OpError) as error:
+                self._log_problem = getattr(error, "strerror", None) or error.message.splitlines()[0]
+
+    def _stop_if_it_cannot_log(self):
+        if self._log_problem:
+            raise UserError("cannot write the logs in %s (%s): make room there; the run is saved, and the same command "
+                            "goes on from there" % (self.config.log_dir, self._log_problem))
 
     def _begin_epoch(self):
         self._sums = [0.0, 0.0, 0]  # as _point, over the epoch

@@ -15,7 +15,33 @@ except ImportError:  # Windows: no lock between processes
     fcntl = None
 
 CHECKPOINT = "dense.ckpt"
-DAMAGED = (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.NotFoundError)
+# How restoring says that a file is damaged or missing; ValueError: the index is missing.
+DAMAGED = (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.NotFoundError, ValueError)
+
+
+def locked(folder):
+    """Takes the folder for this process, until the returned file is closed or the process ends, however it ends.
+
+    Raises:
+        UserError: another process has it.
+        OSError: its file `lock` cannot be written.
+    """
+    lock = open(os.path.join(folder, "lock"), "a+")
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "(unknown)"
+        lock.close()
+        raise UserError("the run in %s is being trained by process %s: wait for it, or set run_name to another name"
+                        % (folder, holder)) from None
+    except OSError as error:  # some network file systems have no locks
+        say("%s cannot be locked (%s): do not train this run in two processes at once" % (folder, error.strerror))
+    lock.truncate(0)
+    lock.write("%d\n" % os.getpid())
+    lock.flush()
+    return lock
 
 
 class RunDirectory:
@@ -33,7 +59,11 @@ class RunDirectory:
     def __enter__(self):
         try:
             os.makedirs(self.path, exist_ok=True)
-            self._take_lock()
+            self._lock = locked(self.path)
+            for pattern in ("dense.ckpt-*.tempstate*", "checkpoint.tmp*"):  # of a save that was broken off
+                for folder in ("", "best"):
+                    for leftover in glob.glob(os.path.join(glob.escape(self.path), folder, pattern)):
+                        os.remove(leftover)
             self._check_settings()
         except OSError as error:
             self.__exit__()
@@ -48,20 +78,6 @@ class RunDirectory:
         if self._lock is not None:
             self._lock.close()  # the lock goes with the file, also when the process is killed
             self._lock = None
-
-    def _take_lock(self):
-        self._lock = open(os.path.join(self.path, "lock"), "a+")
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            raise UserError("the run %s is being trained by process %s: wait for it, or set run_name to another name"
-                            % (self.path, self._lock.read().strip() or "(unknown)")) from None
-        self._lock.truncate(0)
-        self._lock.write("%d\n" % os.getpid())
-        self._lock.flush()
 
     def _check_settings(self):
         before = self.read_json("settings.json")
@@ -112,11 +128,11 @@ class RunDirectory:
 
     def checkpoints(self, folder=""):
         """[(global step, prefix)], newest first, found by their files: the state file may be lost or damaged."""
-        found = []
-        for index in glob.glob(os.path.join(glob.escape(self.path), folder, CHECKPOINT + "-*.index")):
-            match = re.match(r"^%s-(\d+)\.index$" % re.escape(CHECKPOINT), os.path.basename(index))
+        found = set()
+        for path in glob.glob(os.path.join(glob.escape(self.path), folder, CHECKPOINT + "-*")):
+            match = re.match(r"^(%s-(\d+))\.(index|data-\d+-of-\d+)$" % re.escape(CHECKPOINT), os.path.basename(path))
             if match:
-                found.append((int(match.group(1)), index[:-len(".index")]))
+                found.add((int(match.group(2)), os.path.join(os.path.dirname(path), match.group(1))))
         return sorted(found, reverse=True)
 
 
@@ -128,6 +144,9 @@ class Checkpoints:
         self.directory = directory
         self.saver = tf.train.Saver(max_to_keep=keep, save_relative_paths=True)
         self.best_saver = tf.train.Saver(max_to_keep=1, save_relative_paths=True)
+        with tf.name_scope("finite"):
+            self._finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(variable)) for variable
+                                          in tf.global_variables() if variable.dtype.base_dtype.is_floating])
 
     def save(self, session, step):
         """Saves the newest checkpoint, `dense.ckpt-<step>`."""
@@ -138,6 +157,9 @@ class Checkpoints:
         self._save(self.best_saver, session, os.path.join(self.directory.path, "best"), step)
 
     def _save(self, saver, session, folder, step):
+        if not session.run(self._finite):  # a finite loss may still have had an infinite gradient
+            raise UserError("step %d made weights infinite: lower init_learning_rate or raise epsilon; this is not "
+                            "saved, the checkpoints before it are kept" % step)
         try:
             os.makedirs(folder, exist_ok=True)
             saver.save(session, os.path.join(folder, CHECKPOINT), global_step=step, write_meta_graph=False)
@@ -147,7 +169,7 @@ class Checkpoints:
                             "the newest one" % (folder, problem.splitlines()[0])) from None
 
     def restore_newest(self, session):
-        """Restores the newest intact checkpoint, saying which damaged ones were skipped.
+        """Restores the newest intact checkpoint, the best on validation among them, saying which ones were skipped.
 
         Returns:
             whether there was one.
@@ -156,8 +178,9 @@ class Checkpoints:
         """
         # Without this the savers forget the files of earlier processes and never prune them.
         self.best_saver.recover_last_checkpoints([path for _, path in reversed(self.directory.checkpoints("best"))])
-        found = self.directory.checkpoints()
-        for position, (_, prefix) in enumerate(found):
+        newest = self.directory.checkpoints()
+        found = sorted(newest + self.directory.checkpoints("best"), key=lambda entry: entry[0], reverse=True)
+        for step, prefix in found:
             try:
                 self.saver.restore(session, prefix)
             except DAMAGED as error:
@@ -166,8 +189,10 @@ class Checkpoints:
             except tf.errors.OpError as error:
                 raise UserError("cannot restore %s (%s): if it was saved by another version of the network, set "
                                 "run_name to another name" % (prefix, error.message.splitlines()[0])) from None
-            self.saver.recover_last_checkpoints([path for _, path in reversed(found[position:])])
+            self.saver.recover_last_checkpoints([path for earlier, path in reversed(newest) if earlier <= step])
             return True
+        if found and not os.path.exists(os.path.join(self.directory.path, "progress.json")):
+            return False  # it is written after each save: the first one was broken off
         if found:
             raise UserError("no checkpoint in %s is intact, and nothing is started afresh over them: "
                             "move the folder away, or set run_name to another name" % self.directory.path)

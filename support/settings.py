@@ -84,6 +84,7 @@ def path():
     def parse(given):
         if not re.fullmatch(r"[^\0*?\[\]]+", given):  # TensorFlow takes the others for patterns
             raise ValueError
+        given.encode("utf-8")  # as TensorFlow does; letters that the locale cannot read would fail there
         return os.path.expanduser(given)
     return Kind("a path without any of *?[]", parse)
 

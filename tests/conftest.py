@@ -13,6 +13,20 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 REAL_DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "shared", "data")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="the whole fault campaign of test_faults.py: half an hour")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: a test that runs with --long alone")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 def write_images(path, images):
     """Writes uint8 [N, 28, 28] as an IDX file, packed if the name ends in .gz."""
     write(path, struct.pack(">4I", 2051, *images.shape) + images.tobytes())
@@ -35,6 +49,13 @@ def digits_like(count, random):
         stripes = image if label < 5 else image.T
         stripes[np.arange(28) // (label % 5 + 1) % 2 == 1] += 190
     return images, labels
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(str(tmp_path))
+    return str(tmp_path)
 
 
 @pytest.fixture(scope="session")

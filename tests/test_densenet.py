@@ -252,12 +252,6 @@ def test_evaluation_counts_every_image(tiny_mnist):
     assert results[1] == pytest.approx(results[0], rel=1e-5) and results[2] == pytest.approx(results[0], rel=1e-5)
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(str(tmp_path))
-    return str(tmp_path)
-
-
 def weights_of(run, step):
     reader = tf.train.load_checkpoint(os.path.join(run, "dense.ckpt-%d" % step))
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
@@ -448,28 +442,6 @@ def test_another_run_in_the_directory_is_refused(tiny_mnist, folder):
     assert_equal_weights(before, weights_of("model/mine", 6))
 
 
-def test_a_damaged_checkpoint_is_skipped_and_named(tiny_mnist, folder, capsys):
-    options = dict(TINY, data_dir=tiny_mnist, run_name="mine")
-    Densenet.train(**options)
-    expected = weights_of("model/mine", 12)
-    os.remove("model/mine/result.json")
-    with open("model/mine/dense.ckpt-12.data-00000-of-00001", "r+b") as file:
-        file.truncate(100)
-    with open("model/mine/checkpoint", "w") as file:
-        file.write("garbage")
-    capsys.readouterr()
-    Densenet.train(**options)
-    output = capsys.readouterr().out
-    assert "skipped model/mine/dense.ckpt-12" in output and "resuming after step 6" in output
-    assert_equal_weights(expected, weights_of("model/mine", 12))
-    for data in glob.glob("model/mine/dense.ckpt-*.data-*"):
-        with open(data, "wb"):
-            pass
-    os.remove("model/mine/result.json")
-    with pytest.raises(UserError, match="no checkpoint in model/mine is intact"):
-        Densenet.train(**options)
-
-
 def test_a_loss_that_is_no_number_stops_the_run(tiny_mnist, folder, monkeypatch):
     monkeypatch.setattr(Densenet, "learning_rate", lambda step, *_: 1e-3 if step < 8 else math.inf)
     with pytest.raises(UserError, match=r"the loss is nan at step 10, epoch 2, learning rate inf"):
@@ -555,27 +527,6 @@ def wait_for(condition, process):
 def read(path):
     with open(path) as file:
         return json.load(file)
-
-
-def test_killed_in_mid_epoch_and_started_again(tiny_mnist, folder):
-    """With dropout, the weights and the result are those of a run that was never stopped, bit for bit."""
-    # Epochs of 150 steps on whole images: far longer than checkpoint_minutes, so that one is saved in their middle.
-    changes = dict(total_epochs=3, batch_size=2, stem="3x3", growth_k=12)
-    expected = Densenet.train(arguments_for(tiny_mnist, "whole", **changes))
-    command = arguments_for(tiny_mnist, "killed", checkpoint_minutes=0.01, **changes)
-    process = program(command)
-    wait_for(lambda: [path for path in glob.glob("model/killed/dense.ckpt-*.index")
-                      if int(path[:-len(".index")].rpartition("-")[2]) % 150], process)
-    process.kill()
-    process.communicate()
-    assert not os.path.exists("model/killed/result.json")
-    resumed = program(command)
-    output, error = resumed.communicate()
-    assert resumed.returncode == 0, error
-    assert "resuming after step" in output
-    result = read("model/killed/result.json")
-    assert (result["steps"], result["test_accuracy"]) == (450, expected["test_accuracy"])
-    assert_equal_weights(weights_of("model/whole", 450), weights_of("model/killed", 450))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

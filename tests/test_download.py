@@ -5,6 +5,9 @@ import hashlib
 import http.server
 import os
 import socket
+import struct
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -32,7 +35,7 @@ def server(behaviour):
         def log_message(self, *_):
             pass
 
-    httpd = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -77,11 +80,29 @@ def short_once(handler, number):
     answer(handler, CONTENT[:1000], length=len(CONTENT)) if number < 2 else good(handler, number)
 
 
-@pytest.mark.parametrize("behaviour", [busy_twice, short_once])
+def reset(handler, content=b""):
+    """Sends some of the file, then a TCP reset in place of the rest."""
+    answer(handler, content, length=len(CONTENT))
+    handler.wfile.flush()
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+
+
+def reset_once(handler, number):
+    reset(handler, CONTENT[:5000]) if number < 2 else good(handler, number)
+
+
+@pytest.mark.parametrize("behaviour", [busy_twice, short_once, reset_once])
 def test_a_passing_problem_is_tried_again(tmp_path, behaviour):
     with server(behaviour) as url:
         download.fetch_all(FILES, [url], str(tmp_path))
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def redirect(handler, number):
+    handler.send_response(302)
+    handler.send_header("Location", "/again/%d" % number)
+    handler.end_headers()
 
 
 BAD = {
@@ -89,6 +110,8 @@ BAD = {
     "always busy": (lambda handler, _: answer(handler, b"", 503), "no complete answer"),
     "wrong bytes": (lambda handler, _: answer(handler, CONTENT[::-1]), "sha256 differs"),
     "login page": (lambda handler, _: answer(handler, b"<html>log in</html>"), "sends 19 bytes where"),
+    "reset": (lambda handler, _: reset(handler), "no complete answer"),
+    "redirect loop": (redirect, "no complete answer (TooManyRedirects)"),
     "short": (lambda handler, _: answer(handler, CONTENT[:-1], length=len(CONTENT)), "no complete answer"),
 }
 
@@ -116,6 +139,54 @@ def test_a_host_that_never_answers_is_given_up_soon(tmp_path, monkeypatch):
         silent.listen(5)
         with pytest.raises(download.Unavailable, match="no answer"):
             download.fetch_all(FILES, ["http://127.0.0.1:%d/" % silent.getsockname()[1]], str(tmp_path))
+
+
+def test_a_download_that_stalls_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "READ_SECONDS", 0.2)
+    over = threading.Event()
+
+    def stall(handler, _):
+        answer(handler, CONTENT[:1000], length=len(CONTENT))
+        handler.wfile.flush()
+        over.wait(60)
+
+    with server(stall) as url:
+        with pytest.raises(download.Unavailable, match="no complete answer"):
+            download.fetch_all(FILES, [url], str(tmp_path))
+        over.set()
+    assert files_in(tmp_path) == []
+
+
+DOWNLOAD = "import sys; from support import download; download.fetch_all(eval(sys.argv[1]), [sys.argv[2]], sys.argv[3])"
+
+
+def downloading(url, folder):
+    return subprocess.Popen([sys.executable, "-c", DOWNLOAD, repr(FILES), url, str(folder)],
+                            cwd=os.path.dirname(os.path.dirname(os.path.abspath(download.__file__))))
+
+
+def test_killed_half_way_and_two_at_once(tmp_path):
+    """Never a bad file under the final name, and in the end the right one."""
+    half_way, go_on = threading.Event(), threading.Event()
+
+    def slow(handler, _):
+        answer(handler, CONTENT[:5000], length=len(CONTENT))
+        handler.wfile.flush()
+        half_way.set()
+        go_on.wait(60)
+        with contextlib.suppress(OSError):  # the one that was killed
+            handler.wfile.write(CONTENT[5000:])
+
+    with server(slow) as url:
+        killed = downloading(url, tmp_path)
+        assert half_way.wait(60)
+        killed.kill()
+        killed.wait()
+        assert "file.bin" not in files_in(tmp_path)
+        both = [downloading(url, tmp_path) for _ in range(2)]
+        go_on.set()
+        assert [process.wait() for process in both] == [0, 0]
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
 def test_a_closed_port(tmp_path):
