@@ -504,15 +504,15 @@ def main(arguments):
         print("Densenet.py: there is not enough memory: lower batch_size or growth_k", file=sys.stderr)
         return 1
     except Stopped as stop:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
         print("Densenet.py: %s" % stop, file=sys.stderr)
         return 128 + stop.signal_number
     except KeyboardInterrupt:  # before the first step, or the second one
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("Densenet.py: stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
+    sys.exit(status)

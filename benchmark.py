@@ -43,7 +43,7 @@ for _name, _parts in Densenet.NETWORKS.items():
 
 # ---- Settings, here or on the command line ----
 network: one_of(tuple(NETWORKS)) = None  # which one; None: a row for each of mnist, bc40, bc100, cifar
-precision: one_of(("float32", "bfloat16")) = "float32"  # of activations and products
+precision: settings.declared(Densenet)["precision"] = "float32"  # of activations and products
 batch_size: integer(1, 65536) = None  # images in a step; None: 100 for MNIST, 64 for 32x32 images, 16 for 224x224
 steps: integer(1, 100000) = 10  # timed steps, of training and of inference
 json: path() = None  # a file for the rows as JSON

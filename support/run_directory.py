@@ -60,10 +60,7 @@ class RunDirectory:
         try:
             os.makedirs(self.path, exist_ok=True)
             self._lock = locked(self.path)
-            for pattern in ("dense.ckpt-*.tempstate*", "checkpoint.tmp*"):  # of a save that was broken off
-                for folder in ("", "best"):
-                    for leftover in glob.glob(os.path.join(glob.escape(self.path), folder, pattern)):
-                        os.remove(leftover)
+            self._remove_leftovers()
             self._check_settings()
         except OSError as error:
             self.__exit__()
@@ -78,6 +75,13 @@ class RunDirectory:
         if self._lock is not None:
             self._lock.close()  # the lock goes with the file, also when the process is killed
             self._lock = None
+
+    def _remove_leftovers(self):
+        """Removes the temporary files of saves that were broken off."""
+        for pattern in (CHECKPOINT + "-*.tempstate*", "checkpoint.tmp*"):
+            for folder in ("", "best"):
+                for leftover in glob.glob(os.path.join(glob.escape(self.path), folder, pattern)):
+                    os.remove(leftover)
 
     def _check_settings(self):
         before = self.read_json("settings.json")
@@ -177,9 +181,9 @@ class Checkpoints:
             UserError: there are checkpoints, but none is intact, or they cannot be read.
         """
         # Without this the savers forget the files of earlier processes and never prune them.
-        self.best_saver.recover_last_checkpoints([path for _, path in reversed(self.directory.checkpoints("best"))])
-        newest = self.directory.checkpoints()
-        found = sorted(newest + self.directory.checkpoints("best"), key=lambda entry: entry[0], reverse=True)
+        newest, best = self.directory.checkpoints(), self.directory.checkpoints("best")
+        self.best_saver.recover_last_checkpoints([path for _, path in reversed(best)])
+        found = sorted(newest + best, key=lambda entry: entry[0], reverse=True)
         for step, prefix in found:
             try:
                 self.saver.restore(session, prefix)
@@ -191,9 +195,8 @@ class Checkpoints:
                                 "run_name to another name" % (prefix, error.message.splitlines()[0])) from None
             self.saver.recover_last_checkpoints([path for earlier, path in reversed(newest) if earlier <= step])
             return True
-        if found and not os.path.exists(os.path.join(self.directory.path, "progress.json")):
-            return False  # it is written after each save: the first one was broken off
-        if found:
+        # progress.json is written after each save: without it, what was found is a first save that was broken off.
+        if found and os.path.exists(os.path.join(self.directory.path, "progress.json")):
             raise UserError("no checkpoint in %s is intact, and nothing is started afresh over them: "
                             "move the folder away, or set run_name to another name" % self.directory.path)
         return False
