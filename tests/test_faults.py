@@ -291,6 +291,41 @@ def test_a_full_disk(tiny_mnist, folder, finished, size):
     assert_equal_weights(expected, weights_of("model/mine", 18))
 
 
+@pytest.fixture
+def small_disk(folder):
+    """The path of a file system with room for 2 MiB."""
+    os.mkdir("disk")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", "disk"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield "disk"
+    subprocess.run(["umount", "disk"], check=True)
+
+
+@pytest.mark.parametrize("written", ["model_dir", "log_dir"])
+def test_a_full_file_system(tiny_mnist, small_disk, written):
+    """Filled while the run goes on, with checkpoints or with logs."""
+    options = dict(total_epochs=2000, checkpoint_minutes=0.01)
+    command = arguments_for(tiny_mnist, "mine", **dict(options, **{written: small_disk}))
+    process = program(command)
+    wait_for(lambda: glob.glob("*/mine/dense.ckpt-*.index"), process)
+    with pytest.raises(OSError, match="No space left"), open(small_disk + "/filler", "wb", buffering=0) as filler:
+        while filler.write(bytes(4096)) == 4096:
+            pass
+        filler.write(bytes(4096))
+    output, error = process.communicate()
+    lines = [line for line in error.splitlines() if line.startswith("Densenet.py: ")]
+    assert process.returncode == 1 and len(lines) == 1 and "Traceback" not in error, error
+    assert re.search("cannot (write|save)", lines[0])
+    (run,) = glob.glob("disk/mine") if written == "model_dir" else glob.glob("model/mine")
+    step = newest_step(run)
+    assert step > 0
+    os.remove(small_disk + "/filler")
+    process = program(command)
+    assert "resuming after step %d," % step in next(line for line in process.stdout if line.startswith("resuming"))
+    process.kill()
+    process.communicate()
+
+
 def test_a_full_disk_under_the_logs_alone(tiny_mnist, folder, monkeypatch):
     """It is noticed, the run is saved, and goes on once there is room."""
     options = dict(TINY, data_dir=tiny_mnist, checkpoint_minutes=100)
