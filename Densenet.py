@@ -30,6 +30,7 @@ from support import UserError, say, settings
 from support.data import color_preprocessing, data_augmentation
 from support.download import Unavailable
 from support.interruption import Interruption
+from support.machine import fast_precision
 from support.prefetch import prefetched
 from support.report import Report
 from support.run_directory import Checkpoints, RunDirectory
@@ -90,6 +91,7 @@ augmentation: boolean() = None  # change training images at random, by the next 
 shift: integer(0, 8) = None  # pixels, along each axis
 rotation: number(0.0, 45.0) = None  # degrees, either way
 flip: boolean() = None  # left to right
+flip_average: boolean() = None  # evaluate by the mean of the logits of an image and of its mirror image
 
 # Network
 network: one_of(tuple(NETWORKS)) = None  # one of the networks above; the constants of this group change parts of it
@@ -119,17 +121,17 @@ seed: integer(0, 2 ** 31 - 1) = None  # of weights, order, augmentation and drop
 log_dir: path() = "logs"  # TensorBoard's curves and graph
 model_dir: path() = "model"  # checkpoints and results
 run_name: file_name() = None  # None: the data set and what was changed
-checkpoint_minutes: number(0.01, 100000.0) = 10.0  # saved at least this often, and after each epoch
+checkpoint_minutes: number(0.001, 100000.0) = 10.0  # saved at least this often, and after each epoch
 test_every_epoch: boolean() = False  # for those who want the curve; choose nothing by it
 
 # What None means, for each data set, chosen on the validation split; README.md says what was tried.
-_COMMON = dict(augmentation=True, dropout_rate=0.0, optimizer="adam", epsilon=1e-8, weight_decay=0.0,
-               label_smoothing=0.0, precision="float32", seed=0)
+_COMMON = dict(augmentation=True, flip_average=False, dropout_rate=0.0, optimizer="adam", epsilon=1e-8,
+               weight_decay=0.0, label_smoothing=0.0, precision="float32", seed=0)
 _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, flip=False, init_learning_rate=5e-3,
                     schedule="exponential", warmup=0.02)
-_PHOTOS = dict(_COMMON, network="densenet_cifar", shift=4, rotation=0.0, flip=True, init_learning_rate=5e-3,
-               schedule="cosine", warmup=0.2, weight_decay=0.1, label_smoothing=0.1, batch_size=128, total_epochs=32,
-               validation_size=5000)
+_PHOTOS = dict(_COMMON, network="densenet_cifar", shift=4, rotation=0.0, flip=True, flip_average=True,
+               init_learning_rate=5e-3, schedule="cosine", warmup=0.2, weight_decay=0.1, label_smoothing=0.1,
+               batch_size=128, total_epochs=32, validation_size=5000, precision=fast_precision())
 DEFAULTS = {
     "mnist": dict(_HANDWRITING, batch_size=100, total_epochs=20, validation_size=5000),
     "digits": dict(_HANDWRITING, batch_size=50, total_epochs=30, validation_size=100),
@@ -142,7 +144,7 @@ DEFAULTS = {
 RECIPES = {
     "adam": {},
     "momentum": dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, label_smoothing=0.0,
-                     batch_size=64, total_epochs=300),
+                     flip_average=False, batch_size=64, total_epochs=300),
 }
 
 # ---- End of the hyperparameters. ----
@@ -340,7 +342,7 @@ def build_graph(data, config):
     rate = tf.placeholder(tf.float32, [], "learning_rate")
     global_step = tf.train.get_or_create_global_step()
 
-    def network(training):
+    def network(images, training):
         return DenseNet(tf.cast(images, config.precision), config.blocks, config.growth_k, training,
                         len(data.class_names), config.bottleneck, config.compression, config.transition_channels,
                         config.stem, config.stem_channels, config.dropout_rate, config.first_block).model
@@ -353,7 +355,7 @@ def build_graph(data, config):
         with tf.name_scope("accuracy"):
             return losses, tf.cast(tf.equal(tf.argmax(logits, 1), labels), tf.float32)  # [N], [N]
 
-    losses, hits = losses_and_hits(network(training=True), config.label_smoothing)
+    losses, hits = losses_and_hits(network(images, training=True), config.label_smoothing)
     cost, accuracy = tf.reduce_mean(losses), tf.reduce_mean(hits)
     with tf.name_scope("optimizer"):
         if config.optimizer == "momentum":
@@ -372,7 +374,10 @@ def build_graph(data, config):
             train = optimizer.apply_gradients(gradients, global_step)
 
     with tf.variable_scope(tf.get_variable_scope(), reuse=True), tf.name_scope("evaluation"):
-        test_losses, test_hits = losses_and_hits(network(training=False))
+        logits = network(images, training=False)
+        if config.flip_average:
+            logits = (logits + network(tf.reverse(images, [2]), training=False)) / 2
+        test_losses, test_hits = losses_and_hits(logits)
 
     # Saved with the weights, so that a resumed run knows what the best so far is.
     best_accuracy = tf.get_variable("best_accuracy", [], tf.float64, tf.zeros_initializer(), trainable=False)

@@ -426,6 +426,29 @@ def test_label_smoothing_by_numpy(tiny_mnist):
     np.testing.assert_allclose(losses, cross_entropy(evaluation, 0.0), rtol=1e-5)
 
 
+def test_flip_average_by_numpy(tiny_mnist):
+    """Evaluation is of the mean logits of an image and its mirror image; training is of the image alone."""
+    evaluation, training = {}, {}
+    for flip_average in (False, True):
+        config = tiny_config(tiny_mnist, flip_average=flip_average)
+        data, _ = Densenet.prepare_data(config)
+        with tf.Graph().as_default() as graph, tf.Session() as sess:
+            net = Densenet.build_graph(data, config)
+            sess.run(net.initialize)
+            images, labels = next(Densenet.training_batches(data, config, 0, 0))
+            all_logits = [operation.inputs[0] for operation in graph.get_operations()
+                          if operation.type == "SparseSoftmaxCrossEntropyWithLogits"]
+            for mirrored in (False, True):
+                evaluation[flip_average, mirrored] = sess.run(
+                    all_logits[1], {net.images: images[:, :, ::-1] if mirrored else images, net.labels: labels})
+            training[flip_average] = sess.run(net.cost, {net.images: images, net.labels: labels})
+    expected = (evaluation[False, False].astype(np.float64) + evaluation[False, True]) / 2
+    for mirrored in (False, True):
+        np.testing.assert_allclose(evaluation[True, mirrored], expected, atol=1e-6)
+    assert training[True] == training[False]
+    assert np.abs(expected - evaluation[False, False]).max() > 1e-3
+
+
 def test_another_run_in_the_directory_is_refused(tiny_mnist, folder):
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine", total_epochs=1)
     Densenet.train(**options)

@@ -105,6 +105,12 @@ def redirect(handler, number):
     handler.end_headers()
 
 
+def without_length(handler, content):
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
 BAD = {
     "not found": (lambda handler, _: answer(handler, b"", 404), "HTTP status 404"),
     "always busy": (lambda handler, _: answer(handler, b"", 503), "no complete answer"),
@@ -113,6 +119,8 @@ BAD = {
     "reset": (lambda handler, _: reset(handler), "no complete answer"),
     "redirect loop": (redirect, "no complete answer (TooManyRedirects)"),
     "short": (lambda handler, _: answer(handler, CONTENT[:-1], length=len(CONTENT)), "no complete answer"),
+    "short without a length": (lambda handler, _: without_length(handler, CONTENT[:-1]), "no complete answer"),
+    "longer without a length": (lambda handler, _: without_length(handler, CONTENT * 2), "sends more than"),
 }
 
 
@@ -143,18 +151,19 @@ def test_a_host_that_never_answers_is_given_up_soon(tmp_path, monkeypatch):
 
 def test_a_download_that_stalls_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "READ_SECONDS", 0.2)
-    over = threading.Event()
+    over, waited_for_nothing = threading.Event(), threading.Event()
 
     def stall(handler, _):
         answer(handler, CONTENT[:1000], length=len(CONTENT))
         handler.wfile.flush()
-        over.wait(60)
+        if not over.wait(60):
+            waited_for_nothing.set()
 
     with server(stall) as url:
         with pytest.raises(download.Unavailable, match="no complete answer"):
             download.fetch_all(FILES, [url], str(tmp_path))
         over.set()
-    assert files_in(tmp_path) == []
+    assert files_in(tmp_path) == [] and not waited_for_nothing.is_set()
 
 
 DOWNLOAD = "import sys; from support import download; download.fetch_all(eval(sys.argv[1]), [sys.argv[2]], sys.argv[3])"

@@ -49,21 +49,22 @@ def long(request):
 def test_kills(tiny_mnist, folder, long):
     """Killed at random moments, some inside a save, and started again: bit for bit the run that was never stopped."""
     kills, inside_saves = (100, 30) if long else (3, 1)
-    epochs = 3 * kills + 3
+    epochs = 2 * kills + 3
     whole = Densenet.train(arguments_for(tiny_mnist, "whole", total_epochs=epochs, **SLOW))
-    command = arguments_for(tiny_mnist, "killed", total_epochs=epochs, checkpoint_minutes=0.01, **SLOW)
+    command = arguments_for(tiny_mnist, "killed", total_epochs=epochs, checkpoint_minutes=0.002, **SLOW)
     random = random_module.Random(0)
-    epoch_seconds = whole["train_seconds"] / epochs
-    inside = 0
+    epoch_seconds, epoch_steps = whole["train_seconds"] / epochs, whole["steps"] // epochs
+    inside = in_epochs = 0
     expected_step = 0
     for kill in range(kills):
-        before = set(glob.glob("model/killed/dense.ckpt-*.index"))
+        before = saved_steps("model/killed")
         process = program(command)
-        wait_for(lambda: set(glob.glob("model/killed/dense.ckpt-*.index")) - before, process)  # noqa: B023
         if kill % 2:
+            wait_for(lambda: saved_steps("model/killed") - before, process)  # noqa: B023
             time.sleep(random.uniform(0, epoch_seconds))
         else:
-            wait_for(lambda: glob.glob("model/killed/*.tempstate*"), process)
+            wait_for(lambda: any(step % epoch_steps for step in saved_steps("model/killed") - before)  # noqa: B023
+                     and glob.glob("model/killed/*.tempstate*"), process)
         process.kill()
         output, error = process.communicate()
         assert process.returncode == -signal.SIGKILL, (output, error)
@@ -71,21 +72,26 @@ def test_kills(tiny_mnist, folder, long):
         assert (int(resumed.group(1)) if resumed else 0) >= expected_step and "Traceback" not in error
         expected_step = newest_step("model/killed")
         assert expected_step > 0
+        in_epochs += expected_step % epoch_steps > 0
         inside += bool(glob.glob("model/killed/*.tempstate*") + glob.glob("model/killed/best/*.tempstate*"))
     output, error = program(command).communicate()
     assert "resuming after step" in output, error
-    print("%d kills, %d of them inside a save, %d steps" % (kills, inside, whole["steps"]))
-    assert inside >= inside_saves
+    print("%d kills, %d of them inside a save, %d with a newest checkpoint from the middle of an epoch, %d steps"
+          % (kills, inside, in_epochs, whole["steps"]))
+    assert inside >= inside_saves and in_epochs
     assert read("model/killed/result.json")["test_accuracy"] == whole["test_accuracy"]
     assert_equal_weights(weights_of("model/whole", whole["steps"]), weights_of("model/killed", whole["steps"]))
     assert len(glob.glob("model/killed/dense.ckpt-*.index")) == 3  # pruned across restarts
     assert len(glob.glob("model/killed/best/*.index")) == 1 and not glob.glob("model/killed/*.tempstate*")
 
 
+def saved_steps(run):
+    return {int(path[:-len(".index")].rpartition("-")[2]) for path in glob.glob(run + "/dense.ckpt-*.index")}
+
+
 def newest_step(run):
     """The step of the newest checkpoint that is intact."""
-    for step in sorted((int(path[:-len(".index")].rpartition("-")[2])
-                        for path in glob.glob(run + "/dense.ckpt-*.index")), reverse=True):
+    for step in sorted(saved_steps(run), reverse=True):
         try:
             return int(weights_of(run, step)["global_step"])
         except (tf.errors.OpError, IndexError):
@@ -191,6 +197,7 @@ def test_a_run_that_was_moved_and_renamed(tiny_mnist, folder, finished, capsys):
     expected = weights_of("another place/another name", 18)
     os.remove("another place/another name/result.json")
     os.rename("another place/another name", "another place/other")
+    assert tf.train.latest_checkpoint("another place/other") == "another place/other/dense.ckpt-18"
     Densenet.train(data_dir=tiny_mnist, model_dir="another place", run_name="other", **dict(TINY, total_epochs=3))
     assert "resuming after step 18," in capsys.readouterr().out
     assert_equal_weights(expected, weights_of("another place/other", 18))
@@ -351,6 +358,9 @@ def test_a_full_disk_under_the_logs_alone(tiny_mnist, folder, monkeypatch):
 def test_an_event_file_says_that_it_cannot_be_written(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     events = EventFile(str(tmp_path))
+    events.add(session_log=tf.SessionLog(status=tf.SessionLog.START))
+    (path,) = glob.glob(str(tmp_path / "events*"))
+    assert len(list(tf.io.tf_record_iterator(path))) == 2  # written at once, for TensorBoard
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
     try:
         with pytest.raises((OSError, tf.errors.OpError)):
