@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from support.data import Split, color_preprocessing, data_augmentation, data_set, random_rotation, random_shift
+from support.data import Split, color_preprocessing, data_augmentation, data_set, random_crop, random_rotation
 
 
 class Drawn:
@@ -41,10 +41,10 @@ def test_statistics_are_those_of_the_kept_training_images():
     assert not data_set("any", train, test, ["a"], 10, black_border=False).border.any()
 
 
-def test_random_shift():
+def test_random_crop():
     images = np.random.RandomState(0).rand(2, 5, 7, 3).astype(np.float32)
     border = np.float32([7, 8, 9])
-    shifted = random_shift(images, 2, border, Drawn([[0, 4], [3, 2]]))  # rows from the top, columns from the left
+    shifted = random_crop(images, 2, False, border, Drawn([[0, 4], [3, 2]]))  # rows from the top, columns from the left
     np.testing.assert_array_equal(shifted[0, 2:, :6], images[0, :3, 1:])
     np.testing.assert_array_equal(shifted[1, :3], images[1, 2:])
     assert (shifted[0, :2] == border).all() and (shifted[0, :, 6] == border).all() and (shifted[1, 3:] == border).all()
