@@ -131,7 +131,7 @@ _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, f
                     schedule="exponential", warmup=0.02)
 _PHOTOS = dict(_COMMON, network="densenet_cifar", shift=4, rotation=0.0, flip=True, flip_average=True,
                init_learning_rate=5e-3, schedule="cosine", warmup=0.2, weight_decay=0.1, label_smoothing=0.1,
-               batch_size=128, total_epochs=32, validation_size=5000, precision=fast_precision())
+               batch_size=128, total_epochs=48, validation_size=5000, precision=fast_precision())
 DEFAULTS = {
     "mnist": dict(_HANDWRITING, batch_size=100, total_epochs=20, validation_size=5000),
     "digits": dict(_HANDWRITING, batch_size=50, total_epochs=30, validation_size=100),
@@ -144,7 +144,7 @@ DEFAULTS = {
 RECIPES = {
     "adam": {},
     "momentum": dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, label_smoothing=0.0,
-                     flip_average=False, batch_size=64, total_epochs=300),
+                     flip_average=False, batch_size=64, total_epochs=300, precision="float32"),
 }
 
 # ---- End of the hyperparameters. ----
