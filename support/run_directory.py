@@ -146,31 +146,37 @@ class Checkpoints:
     def __init__(self, directory, keep=3):
         """To be made once the graph is complete: its variables are what is saved."""
         self.directory = directory
-        self.saver = tf.train.Saver(max_to_keep=keep, save_relative_paths=True)
-        self.best_saver = tf.train.Saver(max_to_keep=1, save_relative_paths=True)
+        self.keep = keep
+        # It keeps them all: what it would remove it remembers in the process alone, which may be killed.
+        self.saver = tf.train.Saver(max_to_keep=None, save_relative_paths=True)
         with tf.name_scope("finite"):
             self._finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(variable)) for variable
                                           in tf.global_variables() if variable.dtype.base_dtype.is_floating])
 
     def save(self, session, step):
         """Saves the newest checkpoint, `dense.ckpt-<step>`."""
-        self._save(self.saver, session, self.directory.path, step)
+        self._save(session, "", step, self.keep)
 
     def save_best(self, session, step):
         """Saves the best checkpoint so far, `best/dense.ckpt-<step>`."""
-        self._save(self.best_saver, session, os.path.join(self.directory.path, "best"), step)
+        self._save(session, "best", step, 1)
 
-    def _save(self, saver, session, folder, step):
+    def _save(self, session, folder, step, keep):
         if not session.run(self._finite):  # a finite loss may still have had an infinite gradient
             raise UserError("step %d made weights infinite: lower init_learning_rate or raise epsilon; this is not "
                             "saved, the checkpoints before it are kept" % step)
+        path = os.path.join(self.directory.path, folder)
         try:
-            os.makedirs(folder, exist_ok=True)
-            saver.save(session, os.path.join(folder, CHECKPOINT), global_step=step, write_meta_graph=False)
+            os.makedirs(path, exist_ok=True)
+            self.saver.save(session, os.path.join(path, CHECKPOINT), global_step=step, write_meta_graph=False)
+            # Those of later steps are damaged ones, which were skipped: they do not count.
+            past = [prefix for saved, prefix in self.directory.checkpoints(folder) if saved <= step]
+            for prefix in past[keep:]:
+                tf.train.remove_checkpoint(prefix)
         except (OSError, ValueError, tf.errors.OpError) as error:
             problem = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
             raise UserError("cannot save a checkpoint in %s (%s): make room there; the same command then goes on from "
-                            "the newest one" % (folder, problem.splitlines()[0])) from None
+                            "the newest one" % (path, problem.splitlines()[0])) from None
 
     def restore_newest(self, session):
         """Restores the newest intact checkpoint, the best on validation among them, saying which ones were skipped.
@@ -180,11 +186,9 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, but none is intact, or they cannot be read.
         """
-        # Without this the savers forget the files of earlier processes and never prune them.
-        newest, best = self.directory.checkpoints(), self.directory.checkpoints("best")
-        self.best_saver.recover_last_checkpoints([path for _, path in reversed(best)])
-        found = sorted(newest + best, key=lambda entry: entry[0], reverse=True)
-        for step, prefix in found:
+        found = sorted(self.directory.checkpoints() + self.directory.checkpoints("best"),
+                       key=lambda entry: entry[0], reverse=True)
+        for _, prefix in found:
             try:
                 self.saver.restore(session, prefix)
             except DAMAGED as error:
@@ -193,7 +197,6 @@ class Checkpoints:
             except tf.errors.OpError as error:
                 raise UserError("cannot restore %s (%s): if it was saved by another version of the network, set "
                                 "run_name to another name" % (prefix, error.message.splitlines()[0])) from None
-            self.saver.recover_last_checkpoints([path for earlier, path in reversed(newest) if earlier <= step])
             return True
         # progress.json is written after each save: without it, what was found is a first save that was broken off.
         if found and os.path.exists(os.path.join(self.directory.path, "progress.json")):
