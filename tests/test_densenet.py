@@ -1,5 +1,6 @@
 """The network against the paper's counts, NumPy and TensorFlow 1.15; the program end to end on tiny data."""
 
+import contextlib
 import glob
 import json
 import math
@@ -364,19 +365,26 @@ def test_cifar10_end_to_end(tmp_path, folder, monkeypatch):
     assert weights["conv0/kernel"].shape == (3, 3, 3, 8)
 
 
+@contextlib.contextmanager
+def before_the_first_step(tiny_mnist, **changes):
+    """Yields the session of a new run, its tensors, and the images and labels of its first batch."""
+    config = tiny_config(tiny_mnist, **changes)
+    data, _ = Densenet.prepare_data(config)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        net = Densenet.build_graph(data, config)
+        sess.run(net.initialize)
+        images, labels = next(Densenet.training_batches(data, config, 0, 0))
+        yield sess, net, images, labels
+
+
 def test_bfloat16_is_near_float32_and_keeps_float32_weights(tiny_mnist):
     costs = {}
     for precision in ("float32", "bfloat16"):
-        config = tiny_config(tiny_mnist, precision=precision)
-        data, _ = Densenet.prepare_data(config)
-        with tf.Graph().as_default() as graph, tf.Session() as sess:
-            net = Densenet.build_graph(data, config)
-            sess.run(net.initialize)
-            images, labels = next(Densenet.training_batches(data, config, 0, 0))
+        with before_the_first_step(tiny_mnist, precision=precision) as (sess, net, images, labels):
             feed = {net.images: images, net.labels: labels, net.rate: 1e-3}
             costs[precision] = [sess.run([net.train, net.cost], feed)[1] for _ in range(3)]
             assert not [variable for variable in tf.global_variables() if variable.dtype.base_dtype == tf.bfloat16]
-            products = [op for op in graph.get_operations() if op.type == "Conv2D"]
+            products = [op for op in sess.graph.get_operations() if op.type == "Conv2D"]
             assert products and {op.outputs[0].dtype.name for op in products} == {precision}
     np.testing.assert_allclose(costs["bfloat16"], costs["float32"], rtol=0.02)
     assert costs["bfloat16"] != costs["float32"]
@@ -387,13 +395,8 @@ def test_weight_decay_by_numpy(tiny_mnist, optimizer, factor):
     """Nesterov's first step: rate · (1 + 0.9) · (gradient + decay · weight). Adam's: rate · decay · weight more."""
     moved = {}
     for decay in (0.0, 0.25):
-        config = tiny_config(tiny_mnist, optimizer=optimizer, weight_decay=decay)
-        data, _ = Densenet.prepare_data(config)
-        with tf.Graph().as_default(), tf.Session() as sess:
-            net = Densenet.build_graph(data, config)
-            sess.run(net.initialize)
+        with before_the_first_step(tiny_mnist, optimizer=optimizer, weight_decay=decay) as (sess, net, images, labels):
             before = sess.run(tf.trainable_variables())
-            images, labels = next(Densenet.training_batches(data, config, 0, 0))
             sess.run(net.train, {net.images: images, net.labels: labels, net.rate: 0.125})
             names = [variable.op.name for variable in tf.trainable_variables()]
             moved[decay] = dict(zip(names, zip(before, sess.run(tf.trainable_variables()))))
@@ -402,16 +405,16 @@ def test_weight_decay_by_numpy(tiny_mnist, optimizer, factor):
         np.testing.assert_allclose(moved[0.25][name][1], expected, atol=1e-5, err_msg=name)
 
 
+def logits_in(graph):
+    """The logits that losses are taken of: of training, then of evaluation."""
+    return [operation.inputs[0] for operation in graph.get_operations()
+            if operation.type == "SparseSoftmaxCrossEntropyWithLogits"]
+
+
 def test_label_smoothing_by_numpy(tiny_mnist):
     """The cross entropy with a distribution that has 1 - s + s / 10 for the label, s / 10 for every other class."""
-    config = tiny_config(tiny_mnist, label_smoothing=0.25)
-    data, _ = Densenet.prepare_data(config)
-    with tf.Graph().as_default() as graph, tf.Session() as sess:
-        net = Densenet.build_graph(data, config)
-        all_logits = [operation.inputs[0] for operation in graph.get_operations()
-                      if operation.type == "SparseSoftmaxCrossEntropyWithLogits"]
-        sess.run(net.initialize)
-        images, labels = next(Densenet.training_batches(data, config, 0, 0))
+    with before_the_first_step(tiny_mnist, label_smoothing=0.25) as (sess, net, images, labels):
+        all_logits = logits_in(sess.graph)
         (training, evaluation), cost, losses = sess.run([all_logits, net.cost, net.test_losses],
                                                         {net.images: images, net.labels: labels})
 
@@ -430,17 +433,11 @@ def test_flip_average_by_numpy(tiny_mnist):
     """Evaluation is of the mean logits of an image and its mirror image; training is of the image alone."""
     evaluation, training = {}, {}
     for flip_average in (False, True):
-        config = tiny_config(tiny_mnist, flip_average=flip_average)
-        data, _ = Densenet.prepare_data(config)
-        with tf.Graph().as_default() as graph, tf.Session() as sess:
-            net = Densenet.build_graph(data, config)
-            sess.run(net.initialize)
-            images, labels = next(Densenet.training_batches(data, config, 0, 0))
-            all_logits = [operation.inputs[0] for operation in graph.get_operations()
-                          if operation.type == "SparseSoftmaxCrossEntropyWithLogits"]
+        with before_the_first_step(tiny_mnist, flip_average=flip_average) as (sess, net, images, labels):
+            _, logits = logits_in(sess.graph)
             for mirrored in (False, True):
                 evaluation[flip_average, mirrored] = sess.run(
-                    all_logits[1], {net.images: images[:, :, ::-1] if mirrored else images, net.labels: labels})
+                    logits, {net.images: images[:, :, ::-1] if mirrored else images, net.labels: labels})
             training[flip_average] = sess.run(net.cost, {net.images: images, net.labels: labels})
     expected = (evaluation[False, False].astype(np.float64) + evaluation[False, True]) / 2
     for mirrored in (False, True):
