@@ -27,7 +27,8 @@ import mnist_loader
 from ops import (Average_pooling, Batch_Normalization, Concatenation, Drop_out, Global_Average_Pooling, Linear,
                  Max_Pooling, Relu, conv_layer)
 from support import UserError, say, settings
-from support.data import color_preprocessing, data_augmentation
+from support.cluster import Cluster, Nothing
+from support.data import RandomShare, color_preprocessing, data_augmentation
 from support.download import Unavailable
 from support.interruption import Interruption
 from support.machine import fast_precision
@@ -117,6 +118,11 @@ total_epochs: integer(1, 100000) = None  # passes over the training images; rais
 precision: one_of(("float32", "bfloat16")) = None  # of activations and products; the rest is float32 anyway
 seed: integer(0, 2 ** 31 - 1) = None  # of weights, order, augmentation and dropout
 
+# Several devices; several machines share a run through TF_CONFIG, see README.md
+devices: integer(0, 1024) = 0  # that share each batch, of each process; 0: all GPUs, else the CPU
+sync_batch_norm: boolean() = None  # normalize by statistics of the whole batch instead of each device's part
+worker_timeout: number(1.0, 100000.0) = 60.0  # seconds of silence after which another worker is lost
+
 # Where a run writes, relative to where the command is run
 log_dir: path() = "logs"  # TensorBoard's curves and graph
 model_dir: path() = "model"  # checkpoints and results
@@ -126,7 +132,7 @@ test_every_epoch: boolean() = False  # for those who want the curve; choose noth
 
 # What None means, for each data set, chosen on the validation split; README.md says what was tried.
 _COMMON = dict(augmentation=True, flip_average=False, dropout_rate=0.0, optimizer="adam", epsilon=1e-8,
-               weight_decay=0.0, label_smoothing=0.0, precision="float32", seed=0)
+               weight_decay=0.0, label_smoothing=0.0, precision="float32", seed=0, sync_batch_norm=False)
 _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, flip=False, init_learning_rate=5e-3,
                     schedule="exponential", warmup=0.02)
 _PHOTOS = dict(_COMMON, network="densenet_cifar", shift=4, rotation=0.0, flip=True, flip_average=True,
@@ -166,12 +172,14 @@ class DenseNet:
         stem_channels: its channels; None for 2k.
         dropout_rate: share of activations zeroed after each convolution but the first.
         first_block: number in the name of the first dense block's scope.
+        replica: which of the devices that share a batch computes it, a `support.cluster.Replica`; None: there is one.
     Raises:
         UserError: the images are too small for the network; names the layer where they shrink to nothing.
     """
 
     def __init__(self, x, blocks, filters, training, class_num=10, bottleneck=True, compression=0.5,
-                 transition_channels=None, stem="3x3", stem_channels=None, dropout_rate=0.0, first_block=0):
+                 transition_channels=None, stem="3x3", stem_channels=None, dropout_rate=0.0, first_block=0,
+                 replica=None):
         self.blocks = tuple(blocks)
         self.nb_blocks = len(self.blocks) - 1  # pairs of a dense block and a transition before the final block
         self.filters = filters
@@ -184,6 +192,8 @@ class DenseNet:
         self.stem_channels = stem_channels or 2 * filters
         self.dropout_rate = dropout_rate
         self.first_block = first_block
+        self.replica = replica
+        self.replica_index = replica.index if replica else 0
         self.input_size = "%sx%s" % (x.shape[1], x.shape[2])
         self.model = self.Dense_net(x)
 
@@ -191,21 +201,21 @@ class DenseNet:
         """A layer of a dense block, the paper's H: [N, H, W, C] -> [N, H, W, k]."""
         with tf.variable_scope(scope):
             if self.bottleneck:
-                x = Batch_Normalization(x, self.training, scope="batch1", activation_fn=Relu)
+                x = Batch_Normalization(x, self.training, scope="batch1", activation_fn=Relu, replica=self.replica)
                 x = conv_layer(x, 4 * self.filters, kernel=1, layer_name="conv1")  # [N, H, W, 4k]
-                x = Drop_out(x, self.dropout_rate, self.training, scope="drop1")
-            x = Batch_Normalization(x, self.training, scope="batch2", activation_fn=Relu)
+                x = Drop_out(x, self.dropout_rate, self.training, "drop1", self.replica_index)
+            x = Batch_Normalization(x, self.training, scope="batch2", activation_fn=Relu, replica=self.replica)
             x = conv_layer(x, self.filters, kernel=3, layer_name="conv2")  # [N, H, W, k]
-            return Drop_out(x, self.dropout_rate, self.training, scope="drop2")
+            return Drop_out(x, self.dropout_rate, self.training, "drop2", self.replica_index)
 
     def transition_layer(self, x, scope):
         """Between two dense blocks: [N, H, W, C] -> [N, H/2, W/2, ⌊θC⌋]."""
         with tf.variable_scope(scope):
             # Rounded up from just below, so that 0.7 · 10 is 7 in floating point, too.
             channels = self.transition_channels or max(1, math.floor(self.compression * int(x.shape[-1]) + 1e-6))
-            x = Batch_Normalization(x, self.training, scope="batch1", activation_fn=Relu)
+            x = Batch_Normalization(x, self.training, scope="batch1", activation_fn=Relu, replica=self.replica)
             x = conv_layer(x, channels, kernel=1, layer_name="conv1")
-            x = Drop_out(x, self.dropout_rate, self.training, scope="drop1")
+            x = Drop_out(x, self.dropout_rate, self.training, "drop1", self.replica_index)
             self._require(x, 2, scope)
             return Average_pooling(x, pool_size=2, stride=2)
 
@@ -222,7 +232,7 @@ class DenseNet:
         kernel, stride, normalized, pool_padding = STEMS[self.stem]
         x = conv_layer(input_x, self.stem_channels, kernel, stride, layer_name="conv0")
         if normalized:
-            x = Batch_Normalization(x, self.training, scope="batch0", activation_fn=Relu)
+            x = Batch_Normalization(x, self.training, scope="batch0", activation_fn=Relu, replica=self.replica)
         if pool_padding:
             self._require(x, 3 if pool_padding == "VALID" else 1, "the pooling after conv0")
             x = Max_Pooling(x, pool_size=3, stride=2, padding=pool_padding)
@@ -232,7 +242,7 @@ class DenseNet:
             x = self.transition_layer(x, scope="trans_%d" % i)
         x = self.dense_block(x, self.blocks[-1], layer_name="dense_final")
 
-        x = Batch_Normalization(x, self.training, scope="linear_batch", activation_fn=Relu)
+        x = Batch_Normalization(x, self.training, scope="linear_batch", activation_fn=Relu, replica=self.replica)
         x = Global_Average_Pooling(tf.cast(x, tf.float32))  # [N, C]
         return Linear(x, self.class_num)
 
@@ -297,17 +307,18 @@ def prepare_data(config):
         return prepare_data(choose(**dict(config.overridden, dataset="digits")))
 
 
-def training_batches(data, config, epoch, first_batch):
+def training_batches(data, config, epoch, first_batch, share=slice(None)):
     """The epoch's batches from number `first_batch` on: normalized images [N, H, W, C] and labels [N].
 
     A pure function of (seed, epoch, batch). The incomplete last batch is dropped: the order is new every epoch.
+    `share`: the part of each batch that this process takes.
     """
     order = np.random.RandomState([config.seed, epoch]).permutation(len(data.train))
     for batch in range(first_batch, len(data.train) // config.batch_size):
-        chosen = order[batch * config.batch_size:(batch + 1) * config.batch_size]
+        chosen = order[batch * config.batch_size:(batch + 1) * config.batch_size][share]
         images = color_preprocessing(data.train.images[chosen], data.mean, data.deviation)
         if config.augmentation:
-            random = np.random.RandomState([config.seed, epoch, batch])
+            random = RandomShare(np.random.RandomState([config.seed, epoch, batch]), share, config.batch_size)
             images = data_augmentation(images, data.border, random, config.shift, config.rotation, config.flip)
         yield images, data.train.labels[chosen]
 
@@ -331,23 +342,32 @@ def learning_rate(step, total_steps, config):
     return config.init_learning_rate
 
 
-def build_graph(data, config):
+def build_graph(data, config, cluster=None):
     """Builds placeholders, network, loss and training step in the default graph; returns the tensors to run and feed.
 
-    The network stands in it twice on one set of variables, for training and, in the scope `evaluation`, for inference.
+    The network stands in it for each replica of this process, and in the scope `evaluation` for inference, all on one
+    set of variables. `cluster`: the processes and devices that train; None for this process alone.
     """
+    cluster = cluster or Cluster()
     tf.set_random_seed(config.seed)  # ops.py derives initial weights and dropout masks from it
-    images = tf.placeholder(tf.float32, (config.batch_size,) + data.image_shape, "images")  # [N, H, W, C]
-    labels = tf.placeholder(tf.int64, [config.batch_size], "labels")
+    share = cluster.share(config.batch_size)
+    batch_size = share.stop - share.start  # of this process
+    images = tf.placeholder(tf.float32, (batch_size,) + data.image_shape, "images")  # [N, H, W, C]
+    labels = tf.placeholder(tf.int64, [batch_size], "labels")
     rate = tf.placeholder(tf.float32, [], "learning_rate")
+    stop_request = tf.placeholder_with_default(tf.constant(0.0), [], "stop_request")
     global_step = tf.train.get_or_create_global_step()
+    if config.optimizer == "momentum":
+        optimizer = tf.train.MomentumOptimizer(rate, 0.9, use_nesterov=True)
+    else:
+        optimizer = tf.train.AdamOptimizer(rate, epsilon=config.epsilon)
 
-    def network(images, training):
+    def network(images, training, replica=None):
         return DenseNet(tf.cast(images, config.precision), config.blocks, config.growth_k, training,
                         len(data.class_names), config.bottleneck, config.compression, config.transition_channels,
-                        config.stem, config.stem_channels, config.dropout_rate, config.first_block).model
+                        config.stem, config.stem_channels, config.dropout_rate, config.first_block, replica).model
 
-    def losses_and_hits(logits, smoothing=0.0):
+    def losses_and_hits(logits, labels, smoothing=0.0):
         with tf.name_scope("loss"):
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)  # [N]
             if smoothing:  # Szegedy et al. 2016 (arXiv 1512.00567), section 7
@@ -355,14 +375,18 @@ def build_graph(data, config):
         with tf.name_scope("accuracy"):
             return losses, tf.cast(tf.equal(tf.argmax(logits, 1), labels), tf.float32)  # [N], [N]
 
-    losses, hits = losses_and_hits(network(images, training=True), config.label_smoothing)
-    cost, accuracy = tf.reduce_mean(losses), tf.reduce_mean(hits)
+    towers = []  # of each replica: cost, accuracy, gradients, the batch's statistics
+    for replica, its_images, its_labels in zip(cluster.replicas, cluster.split(images), cluster.split(labels)):
+        with replica.scope():
+            losses, hits = losses_and_hits(network(its_images, True, replica), its_labels, config.label_smoothing)
+            cost, accuracy = tf.reduce_mean(losses), tf.reduce_mean(hits)
+            gradients, variables = zip(*optimizer.compute_gradients(cost))
+            statistics = [moment for _, mean, variance in replica.statistics for moment in (mean, variance)]
+            towers.append([cost, accuracy, stop_request] + list(gradients) + statistics)
+    cost, accuracy, stop, *means = cluster.mean(towers)
+    gradients, statistics = list(zip(means, variables)), means[len(variables):]
+
     with tf.name_scope("optimizer"):
-        if config.optimizer == "momentum":
-            optimizer = tf.train.MomentumOptimizer(rate, 0.9, use_nesterov=True)
-        else:
-            optimizer = tf.train.AdamOptimizer(rate, epsilon=config.epsilon)
-        gradients = optimizer.compute_gradients(cost)
         decays = []
         if config.weight_decay and config.optimizer == "momentum":  # L2, as in the paper
             gradients = [(gradient + config.weight_decay * variable, variable) for gradient, variable in gradients]
@@ -372,12 +396,18 @@ def build_graph(data, config):
                           for _, variable in gradients]
         with tf.control_dependencies(decays):
             train = optimizer.apply_gradients(gradients, global_step)
+    with tf.name_scope("moving_statistics"):
+        for (advance, _, _), mean, variance in zip(replica.statistics, statistics[::2], statistics[1::2]):
+            train = tf.group(train, *advance(mean, variance))
 
     with tf.variable_scope(tf.get_variable_scope(), reuse=True), tf.name_scope("evaluation"):
-        logits = network(images, training=False)
-        if config.flip_average:
-            logits = (logits + network(tf.reverse(images, [2]), training=False)) / 2
-        test_losses, test_hits = losses_and_hits(logits)
+        logits = []
+        for replica, part in zip(cluster.replicas, cluster.split(images)):
+            with tf.device(replica.device):
+                logits.append(network(part, training=False))
+                if config.flip_average:
+                    logits[-1] = (logits[-1] + network(tf.reverse(part, [2]), training=False)) / 2
+        test_losses, test_hits = losses_and_hits(tf.concat(logits, 0), labels)
 
     # Saved with the weights, so that a resumed run knows what the best so far is.
     best_accuracy = tf.get_variable("best_accuracy", [], tf.float64, tf.zeros_initializer(), trainable=False)
@@ -386,24 +416,31 @@ def build_graph(data, config):
     with tf.variable_scope("normalization"):
         tf.get_variable("mean", initializer=data.mean, trainable=False)
         tf.get_variable("deviation", initializer=data.deviation, trainable=False)
+    cluster.build_agreement()
     return types.SimpleNamespace(
         images=images, labels=labels, rate=rate, global_step=global_step, train=train, cost=cost, accuracy=accuracy,
+        stop=stop, stop_request=stop_request,
         test_losses=test_losses, test_hits=test_hits, best_accuracy=best_accuracy,
         set_best=best_accuracy.assign(new_best), new_best=new_best, initialize=tf.global_variables_initializer(),
         parameters=sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables()))
 
 
-def session_config():
+def session_config(cluster=None):
     """Operations without a kernel for the device they were put on run elsewhere; a GPU's memory is taken as needed."""
     config = tf.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True
-    return config
+    return (cluster or Cluster()).configure(config)
 
 
-def Evaluate(sess, net, split, data, batch_size):
-    """Mean loss and accuracy (a fraction) over every image of the split, the incomplete last batch included."""
+def Evaluate(sess, net, split, data, cluster=None):
+    """Mean loss and accuracy (a fraction) over every image of the split, the incomplete last batch included.
+
+    Workers take turns with the batches.
+    """
+    batch_size = int(net.images.shape[0])
+    cluster = cluster or Cluster()
     loss_sum = hit_sum = 0.0
-    for start in range(0, len(split), batch_size):
+    for start in range(cluster.task * batch_size, len(split), len(cluster.workers) * batch_size):
         images = color_preprocessing(split.images[start:start + batch_size], data.mean, data.deviation)
         labels = split.labels[start:start + batch_size]
         count = len(labels)
@@ -413,6 +450,7 @@ def Evaluate(sess, net, split, data, batch_size):
         losses, hits = sess.run([net.test_losses, net.test_hits], {net.images: images, net.labels: labels})
         loss_sum += losses[:count].sum(dtype=np.float64)
         hit_sum += hits[:count].sum(dtype=np.float64)
+    loss_sum, hit_sum = cluster.total(sess, [loss_sum, hit_sum])
     return loss_sum / len(split), hit_sum / len(split)
 
 
@@ -430,66 +468,87 @@ def train(arguments=(), **overrides):
     Args:
         arguments: hyperparameters as on the command line; `overrides` are the same as values.
     Returns:
-        the content of the run's result.json.
+        the content of the run's result.json; None in a worker that is not the chief.
     Raises:
         UserError: bad hyperparameters, data or run directory; a loss that is no number.
         Stopped: Ctrl-C or SIGTERM.
     """
     config = choose(arguments, **overrides)
+    cluster = Cluster(config.devices, config.sync_batch_norm, config.worker_timeout)
+    share = cluster.share(config.batch_size)
     data, config = prepare_data(config)
     steps_per_epoch = len(data.train) // config.batch_size
     total_steps = steps_per_epoch * config.total_epochs
     if steps_per_epoch == 0:
         raise UserError("batch_size=%d is more than the %d training images of %s: make it smaller"
                         % (config.batch_size, len(data.train), data.name))
-    directory = RunDirectory(os.path.join(config.model_dir, config.run_name),
-                             dict(config.shaping, data=data.fingerprint()))
+    settings_and_data = dict(config.shaping, data=data.fingerprint())
+    directory = Nothing()
+    if cluster.is_chief:
+        directory = RunDirectory(os.path.join(config.model_dir, config.run_name), settings_and_data)
 
-    with tf.Graph().as_default() as graph, directory, Interruption() as interruption:
-        net = build_graph(data, config)
-        with tf.Session(config=session_config(), graph=graph) as sess, Report(config, directory) as report:
-            checkpoints = Checkpoints(directory)
+    with tf.Graph().as_default() as graph, tf.device(cluster.place), directory, Interruption() as interruption:
+        net = build_graph(data, config, cluster)
+        checkpoints = Checkpoints(directory) if cluster.is_chief else Nothing()
+        report = Report(config, directory, cluster) if cluster.is_chief else Nothing()
+        cluster.start(session_config(cluster))
+        with cluster.watched(), tf.Session(cluster.target, config=session_config(cluster), graph=graph) as sess, report:
+            cluster.compare(sess, dict(settings_and_data, total_epochs=config.total_epochs))
             sess.run(net.initialize)
             checkpoints.restore_newest(sess)
+            cluster.copy_from_chief(sess)
             step = int(sess.run(net.global_step))
             result = directory.read_json("result.json")
-            if result and step >= total_steps:
+            finished = bool(result) and step >= total_steps
+            if any(cluster.total(sess, [finished])):
                 report.finished(result)
+                cluster.leave(sess)
                 return result
             report.start(sess, data, net.parameters, step, steps_per_epoch)
+            stop = 0
+
+            def stop_signal():
+                if cluster.alone:
+                    return interruption.signal_number
+                return (interruption.signal_number or signal.SIGTERM) if stop else None  # all stop after the same step
 
             def save():
                 checkpoints.save(sess, step)
                 report.saved(step)
-                if interruption.signal_number:
-                    raise Stopped(interruption.signal_number, "stopped and saved at step %d of %d: the same command "
-                                  "goes on from there" % (step, total_steps))
+                if stop_signal():
+                    cluster.leave(sess)
+                    raise Stopped(stop_signal(), "stopped and saved at step %d of %d: the same command goes on from "
+                                  "there" % (step, total_steps))
 
             while step < total_steps:
                 epoch, batches_done = divmod(step, steps_per_epoch)
-                for images, labels in prefetched(training_batches(data, config, epoch, batches_done)):
+                for images, labels in prefetched(training_batches(data, config, epoch, batches_done, share)):
                     rate = learning_rate(step, total_steps, config)
-                    _, loss, accuracy = sess.run([net.train, net.cost, net.accuracy],
-                                                 {net.images: images, net.labels: labels, net.rate: rate})
+                    _, loss, accuracy, stop = sess.run(
+                        [net.train, net.cost, net.accuracy, net.stop],
+                        {net.images: images, net.labels: labels, net.rate: rate,
+                         net.stop_request: interruption.signal_number or 0})
                     step += 1
                     report.step(step, loss, accuracy, rate)
                     # Not after an epoch's last step: there validation comes first, and a resumed run would miss it.
-                    if step % steps_per_epoch and (interruption.signal_number or report.checkpoint_is_due()):
+                    if step % steps_per_epoch and (stop_signal() or report.checkpoint_is_due()):
                         save()
                 if len(data.validation):
-                    loss, accuracy = Evaluate(sess, net, data.validation, data, config.batch_size)
+                    loss, accuracy = Evaluate(sess, net, data.validation, data, cluster)
                     report.evaluated("validation", step, loss, accuracy)
                     if accuracy > sess.run(net.best_accuracy):
                         sess.run(net.set_best, {net.new_best: accuracy})
                         checkpoints.save_best(sess, step)  # before the newest, which knows of it
                 if config.test_every_epoch:
-                    report.evaluated("test", step, *Evaluate(sess, net, data.test, data, config.batch_size))
+                    report.evaluated("test", step, *Evaluate(sess, net, data.test, data, cluster))
                 report.epoch(epoch + 1)
                 save()
 
-            loss, accuracy = Evaluate(sess, net, data.test, data, config.batch_size)
+            loss, accuracy = Evaluate(sess, net, data.test, data, cluster)
             report.evaluated("test", step, loss, accuracy)
-            return report.result(step, loss, accuracy, net.parameters, config.shaping)
+            result = report.result(step, loss, accuracy, net.parameters, config.shaping)
+            cluster.leave(sess)
+            return result
 
 
 def main(arguments):

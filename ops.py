@@ -42,18 +42,20 @@ def conv_layer(x, filters, kernel, stride=1, layer_name="conv"):
         return tf.nn.conv2d(x, weights, strides=[1, stride, stride, 1], padding="SAME")
 
 
-def Batch_Normalization(x, training, scope, activation_fn=None):
+def Batch_Normalization(x, training, scope, activation_fn=None, replica=None):
     """Batch normalization (Ioffe & Szegedy 2015, arXiv 1502.03167) with a zero-debiased moving mean.
 
     Computes what TensorFlow 1.15's `tf.contrib.layers.batch_norm` computes with decay=0.9, center=True, scale=True,
     zero_debias_moving_mean=True and updates_collections=None. The moving statistics advance whenever the training
-    output is computed: run each training graph once per step.
+    output is computed: run each training graph once per step. Where several replicas share a batch, they advance by the
+    replicas' mean instead, which the training step takes from `replica.statistics`.
 
     Args:
         x: [N, H, W, C], float32 or bfloat16; statistics are float32.
         training: True to normalize by the batch and advance the moving statistics, False to normalize by them;
             a Python bool or a bool tensor.
         activation_fn: None, or `Relu`, which on a concatenation then costs no pass over memory of its own.
+        replica: which of the devices that share the batch, a `support.cluster.Replica`; None: there are no others.
     Returns:
         [N, H, W, C], of x's dtype.
     """
@@ -70,19 +72,24 @@ def Batch_Normalization(x, training, scope, activation_fn=None):
         assert activation_fn in (None, Relu), activation_fn
         relu = activation_fn is Relu
 
-        def by_batch():
-            y, mean, variance = _normalized_by_batch(x, gamma, beta, relu)
+        def advance(mean, variance):
             new_biased = biased - (1 - BATCH_NORM_DECAY) * (biased - mean)
             new_step = local_step + 1
             new_mean = new_biased / (1 - tf.pow(BATCH_NORM_DECAY, new_step))
             new_variance = moving_variance - (1 - BATCH_NORM_DECAY) * (moving_variance - variance)
-            updates = [
+            return [
                 biased.assign(new_biased, read_value=False),
                 local_step.assign(new_step, read_value=False),
                 moving_mean.assign(new_mean, read_value=False),
                 moving_variance.assign(new_variance, read_value=False),
             ]
-            with tf.control_dependencies(updates):
+
+        def by_batch():
+            y, mean, variance = _normalized_by_batch(x, gamma, beta, relu, replica)
+            if replica is not None and replica.count > 1:
+                replica.statistics.append((advance, mean, variance))
+                return y
+            with tf.control_dependencies(advance(mean, variance)):
                 return tf.identity(y)
 
         def by_moving_statistics():
@@ -195,30 +202,35 @@ class _Known:
             x = self.followers[x.name]
         return x
 
-    def measured(self, x):
-        """(x's newest follower, its mean [C], its variance [C])."""
+    def measured(self, x, replica=None):
+        """(x's newest follower, its mean [C], its variance [C]), the latter over all replicas if they are to agree."""
         x = self.newest(x)
         if x.name not in self.statistics:
             follower, mean, variance = _statistics(x)
+            if replica is not None and replica.sync_batch_norm:
+                means, squares = tf.unstack(replica.mean_over_all(tf.stack([mean, variance + tf.square(mean)])))
+                mean, variance = means, squares - tf.square(means)
             self.followers[x.name] = follower
             self.statistics[follower.name] = mean, variance
             x = follower
         return (x,) + self.statistics[x.name]
 
 
-def _normalized_by_batch(x, gamma, beta, relu):
+def _normalized_by_batch(x, gamma, beta, relu, replica=None):
     """(normalized x, [rectified if `relu`]; the batch's mean [C]; its variance [C] with Bessel's correction)."""
     known = _Known.of_this_place()
-    if x.name not in known.parts:
+    synchronized = replica is not None and replica.sync_batch_norm
+    if x.name not in known.parts and not synchronized:
         # The kernel returns the variance with Bessel's correction, n / max(n - 1, 1).
         y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=BATCH_NORM_EPSILON)
         return tf.nn.relu(y) if relu else y, mean, variance
-    parts, means, variances = zip(*(known.measured(part) for part in known.parts[x.name]))
+    parts = known.parts.get(x.name, [x])
+    parts, means, variances = zip(*(known.measured(part, replica) for part in parts))
     mean, variance = tf.concat(means, 0), tf.concat(variances, 0)
     y, follower = _normalized_concatenation(parts, mean, gamma * tf.rsqrt(variance + BATCH_NORM_EPSILON), beta, relu)
-    known.followers[x.name] = follower
+    known.followers[x.name if len(parts) > 1 else parts[0].name] = follower
     known.statistics[follower.name] = mean, variance
-    count = _count(parts[0])
+    count = _count(parts[0]) * (replica.count if synchronized else 1)
     return y, mean, variance * (count / tf.maximum(count - 1, 1))
 
 

@@ -113,6 +113,29 @@ def data_augmentation(images, border, random, shift=0, rotation=0.0, flip=False)
     return images
 
 
+class RandomShare:
+    """A RandomState's numbers for some images of a batch: those that they would get in the whole batch.
+
+    Args:
+        random: the RandomState.
+        share: the slice of the batch.
+        total: the whole batch's number of images.
+    """
+
+    def __init__(self, random, share, total):
+        self._random, self._share, self._total = random, share, total
+
+    def randint(self, low, high, size):
+        return self._random.randint(low, high, self._whole(size))[..., self._share]
+
+    def uniform(self, low, high, size):
+        return self._random.uniform(low, high, self._whole(size))[..., self._share]
+
+    def _whole(self, size):
+        """The size with the batch's number of images as its last axis."""
+        return (size[:-1] if isinstance(size, tuple) else ()) + (self._total,)
+
+
 def random_crop(images, padding, flip, border, random):
     """Pads [N, H, W, C] by `padding` pixels `border` on each side, crops each back at a place drawn from `random`.
 

@@ -36,9 +36,10 @@ class EventFile:
 class Report:
     """Follows one run; a context manager. The clock counts training steps alone, the process's first one excluded."""
 
-    def __init__(self, config, directory):
+    def __init__(self, config, directory, cluster):
         self.config = config
         self.directory = directory
+        self.cluster = cluster
         self.steps_per_epoch = None
         self._files = {}
         self._log_problem = None
@@ -68,7 +69,8 @@ class Report:
             % (data.name, len(data.train), len(data.validation), len(data.test), "x".join(map(str, data.image_shape))))
         say("network  %s: blocks %s, growth rate %d, %s parameters"
             % (config.network, ",".join(map(str, config.blocks)), config.growth_k, format(parameters, ",")))
-        say("device   %s; TensorFlow %s" % (", ".join(devices) or "CPU, %d cores" % os.cpu_count(), tf.VERSION))
+        say("device   %s%s; TensorFlow %s" % (", ".join(devices) or "CPU, %d cores" % os.cpu_count(),
+                                              self.cluster.description(), tf.VERSION))
         say("logs     %s (see them: tensorboard --logdir %s)" % (self._log_path(""), config.log_dir))
         say("model    %s" % self.directory.path)
         progress = self.directory.read_json("progress.json") or {}
@@ -81,6 +83,10 @@ class Report:
             if before != config.total_epochs:
                 say("total_epochs was %d and is now %d: the learning-rate schedule now ends there"
                     % (before, config.total_epochs))
+            before = progress.get("replicas", 1)
+            if before != self.cluster.count:
+                say("%d device%s shared each batch until then, %d from now on: rounding, dropout masks and batch "
+                    "normalization differ" % (before, "s" if before > 1 else "", self.cluster.count))
         try:
             for split in ("train", "validation", "test"):
                 os.makedirs(self._log_path(split), exist_ok=True)
@@ -159,7 +165,7 @@ class Report:
             UserError: TensorBoard's files cannot be written any more.
         """
         self.directory.write_json("progress.json", {
-            "step": step, "total_epochs": self.config.total_epochs,
+            "step": step, "total_epochs": self.config.total_epochs, "replicas": self.cluster.count,
             "train_seconds": self._train_seconds, "timed_steps": self._timed_steps})
         self._stop_if_it_cannot_log()
         self._last_save = self._clock = time.monotonic()

@@ -14,7 +14,7 @@ REAL_DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..",
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="the whole fault campaign of test_faults.py: twenty minutes")
+    parser.addoption("--long", action="store_true", help="the whole campaigns of test_faults.py and test_cluster.py")
 
 
 def pytest_configure(config):

@@ -249,7 +249,7 @@ def test_evaluation_counts_every_image(tiny_mnist):
         with tf.Graph().as_default(), tf.Session() as sess:
             net = Densenet.build_graph(data, config)
             sess.run(net.initialize)
-            results.append(Densenet.Evaluate(sess, net, data.test, data, batch_size))
+            results.append(Densenet.Evaluate(sess, net, data.test, data))
     assert results[1] == pytest.approx(results[0], rel=1e-5) and results[2] == pytest.approx(results[0], rel=1e-5)
 
 

@@ -1,0 +1,279 @@
+"""Several devices in one process, and several processes on this machine.
+
+    python -m pytest -q tests/test_cluster.py --long -s   each fault ten times
+"""
+
+import glob
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from test_densenet import arguments_for, assert_equal_weights, program, read, tiny_config, wait_for, weights_of
+
+import Densenet
+from support import UserError
+from support.cluster import Cluster
+from support.data import RandomShare
+
+STEPS = 20
+EPOCHS = 40  # of 6 steps, in the runs that are broken off
+TIMEOUT = 10  # seconds of silence; a busy machine may make a worker late
+
+
+@pytest.fixture
+def times(request):
+    """How often each fault is caused."""
+    return 10 if request.config.getoption("--long") else 1
+
+
+def trained(data_dir, devices, **changes):
+    """All variables after some steps, {name: value}."""
+    config = tiny_config(data_dir, batch_size=32, epsilon=1e-3, devices=devices, **changes)
+    data, _ = Densenet.prepare_data(config)
+    cluster = Cluster(devices, config.sync_batch_norm)
+    with tf.Graph().as_default() as graph, tf.device(cluster.place):
+        net = Densenet.build_graph(data, config, cluster)
+        session_config = Densenet.session_config(cluster)
+        cluster.start(session_config)
+        with tf.Session(cluster.target, config=session_config, graph=graph) as sess:
+            sess.run(net.initialize)
+            cluster.copy_from_chief(sess)
+            epoch_steps = len(data.train) // config.batch_size
+            for step in range(STEPS):
+                if step % epoch_steps == 0:
+                    share = cluster.share(config.batch_size)
+                    batches = Densenet.training_batches(data, config, step // epoch_steps, 0, share)
+                images, labels = next(batches)
+                sess.run(net.train, {net.images: images, net.labels: labels, net.rate: 1e-2})
+            values = sess.run(tf.global_variables())
+            cluster.leave(sess)
+            return dict(zip([variable.name for variable in tf.global_variables()], values))
+
+
+def assert_near(first, second):
+    assert set(first) == set(second)
+    differences = {name: np.abs(first[name] - second[name]).max() for name in first}
+    assert max(differences.values()) <= 1e-5, differences
+
+
+@pytest.fixture(scope="module")
+def trained_alone(tiny_mnist):
+    """By one device, for a plain network and one with bottlenecks."""
+    return {bottleneck: trained(tiny_mnist, 1, bottleneck=bottleneck) for bottleneck in (False, True)}
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_synchronized_devices_train_as_one(tiny_mnist, trained_alone, bottleneck, devices):
+    shared = trained(tiny_mnist, devices, bottleneck=bottleneck, sync_batch_norm=True)
+    assert_near(shared, trained_alone[bottleneck])
+
+
+def test_without_synchronization_the_moving_statistics_are_the_mean_over_devices(tiny_mnist):
+    """After one batch: biased/0.1 is the batch's mean, which is the mean of the halves' means whatever they are."""
+    config = tiny_config(tiny_mnist, batch_size=32, bottleneck=True)
+    data, _ = Densenet.prepare_data(config)
+    images, labels = next(Densenet.training_batches(data, config, 0, 0))
+    found = {}
+    for devices in (1, 2):
+        cluster = Cluster(devices)
+        with tf.Graph().as_default(), tf.Session(config=Densenet.session_config(cluster)) as sess:
+            net = Densenet.build_graph(data, config, cluster)
+            sess.run(net.initialize)
+            sess.run(net.train, {net.images: images, net.labels: labels, net.rate: 0.0})
+            first = "dense_0/bottleN_0/batch1/moving_"
+            named = {variable.op.name: variable for variable in tf.global_variables()}
+            found[devices] = sess.run([named[first + "mean"], named[first + "variance"],
+                                       named[first + "mean/local_step"]])
+    np.testing.assert_allclose(found[2][0], found[1][0], rtol=1e-4, atol=1e-6)
+    assert found[2][2] == found[1][2] == 1
+    assert (found[2][1] < found[1][1]).all()  # the variance between the halves' means is missing
+
+
+def test_dropout_masks_differ_by_device_and_repeat(tiny_mnist):
+    def gradients_of_dropped():
+        config = tiny_config(tiny_mnist, batch_size=32, dropout_rate=0.5)
+        data, _ = Densenet.prepare_data(config)
+        cluster = Cluster(2)
+        images, labels = next(Densenet.training_batches(data, config, 0, 0))
+        images[16:], labels[16:] = images[:16], labels[:16]  # alike in both halves
+        with tf.Graph().as_default() as graph, tf.Session(config=Densenet.session_config(cluster)) as sess:
+            net = Densenet.build_graph(data, config, cluster)
+            sess.run(net.initialize)
+            logits = [op.outputs[0] for op in graph.get_operations()
+                      if op.name in ("replica_0/linear/add", "replica_1/linear/add")]
+            assert len(logits) == 2
+            return sess.run(logits, {net.images: images})
+
+    first, second = gradients_of_dropped()
+    assert np.abs(first - second).max() > 1e-3
+    again = gradients_of_dropped()
+    np.testing.assert_array_equal(first, again[0])
+    np.testing.assert_array_equal(second, again[1])
+
+
+def test_shares_are_what_the_whole_batch_has(tiny_mnist):
+    config = tiny_config(tiny_mnist, batch_size=48, rotation=10.0, shift=2, flip=True)
+    data, _ = Densenet.prepare_data(config)
+    whole = list(Densenet.training_batches(data, config, 1, 2))
+    shares = [list(Densenet.training_batches(data, config, 1, 2, slice(start, start + 16))) for start in (0, 16, 32)]
+    for (images, labels), *parts in zip(whole, *shares):
+        np.testing.assert_array_equal(images, np.concatenate([part[0] for part in parts]))
+        np.testing.assert_array_equal(labels, np.concatenate([part[1] for part in parts]))
+
+
+def test_a_share_of_random_numbers():
+    whole, share = np.random.RandomState(1), RandomShare(np.random.RandomState(1), slice(2, 5), 9)
+    np.testing.assert_array_equal(share.randint(0, 99, (2, 3)), whole.randint(0, 99, (2, 9))[:, 2:5])
+    np.testing.assert_array_equal(share.uniform(-1, 1, 3), whole.uniform(-1, 1, 9)[2:5])
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tiny_mnist, folder):
+    with pytest.raises(UserError, match="batch_size=50 cannot be divided among 4 devices"):
+        Densenet.train(arguments_for(tiny_mnist, "mine", devices=4))
+
+
+def test_a_run_goes_on_with_another_number_of_devices(tiny_mnist, folder, capsys):
+    Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=1))
+    Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=2, devices=2))
+    output = capsys.readouterr().out
+    assert "resuming after step 6" in output and "1 device shared each batch until then, 2 from now on" in output
+    assert "1 worker of 2 devices share each batch" in output
+    assert read("model/mine/result.json")["steps"] == 12
+
+
+@pytest.mark.parametrize("text", [
+    "nonsense", "[]", '{"cluster": {}}', '{"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}',
+    '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}',
+    '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "ps", "index": 0}}',
+    '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
+    '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
+    '{"cluster": {"worker": ["a", "b"]}, "task": {"type": "worker", "index": 0}}',
+])
+def test_a_bad_tf_config_is_one_sentence(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError, match="TF_CONFIG is not understood"):
+        Cluster()
+
+
+# ---- Several processes ----
+
+def environments(count):
+    """The environments of so many workers on this machine."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    workers = ["127.0.0.1:%d" % each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return [dict(os.environ, TF_CONFIG=json.dumps({"cluster": {"worker": workers},
+                                                   "task": {"type": "worker", "index": index}}))
+            for index in range(count)]
+
+
+def saved(name):
+    return lambda: glob.glob("model/%s/dense.ckpt-*.index" % name)
+
+
+def pair(command):
+    """Two workers of a run, started."""
+    return [program(command, env=environment) for environment in environments(2)]
+
+
+def ended(process):
+    """(exit status, standard output, what it said of itself on standard error)."""
+    output, error = process.communicate(timeout=300)
+    return process.returncode, output, "\n".join(
+        line for line in error.splitlines() if line.startswith(("Densenet.py", "Traceback")))
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_two_workers_train_as_one(tiny_mnist, trained_alone, folder, devices):
+    script = "import sys, numpy, test_cluster as t; numpy.savez(sys.argv[2], **{name.replace('/', '|'): value for " \
+             "name, value in t.trained(sys.argv[1], %d, bottleneck=True, sync_batch_norm=True).items()})"
+    processes = []
+    for index, environment in enumerate(environments(2)):
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        processes.append(subprocess.Popen([sys.executable, "-c", script % devices, tiny_mnist, "%d.npz" % index],
+                                          env=environment))
+    assert [process.wait(300) for process in processes] == [0, 0]
+    first, second = [{name.replace("|", "/"): value for name, value in np.load("%d.npz" % index).items()}
+                     for index in range(2)]
+    assert_equal_weights(first, second)
+    assert_near(first, trained_alone[True])
+
+
+@pytest.mark.parametrize("number,lost", [
+    (signal.SIGKILL, 0), (signal.SIGSTOP, 1), pytest.param(signal.SIGKILL, 1, marks=pytest.mark.long),
+    pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.long)])
+def test_a_lost_worker_ends_the_others_and_all_resume_exactly(tiny_mnist, folder, times, number, lost):
+    for time_of in range(times):
+        name = "lost%d" % time_of
+        processes = pair(arguments_for(tiny_mnist, name, total_epochs=EPOCHS, checkpoint_minutes=0.001,
+                                       worker_timeout=TIMEOUT))
+        wait_for(saved(name), processes[0])
+        began = time.monotonic()
+        processes[lost].send_signal(number)
+        status, _, error = ended(processes[1 - lost])
+        seconds = time.monotonic() - began
+        processes[lost].kill()
+        processes[lost].communicate()
+        assert status == 1 and seconds < TIMEOUT + 10, (status, seconds, error)
+        assert error.startswith("Densenet.py: worker %d (127.0.0.1:" % lost) and error.count("\n") == 0, error
+        assert "was lost" in error and "start all workers again" in error, error
+        print("%s of worker %d: the other one ended after %.1f s" % (number.name, lost, seconds))
+    if number == signal.SIGSTOP and times == 1:
+        return  # one is enough for every day
+    for run in (name, "unbroken"):
+        statuses, outputs, errors = zip(*map(ended, pair(arguments_for(tiny_mnist, run, total_epochs=EPOCHS))))
+        assert statuses == (0, 0), errors
+        assert ("resuming after step" in outputs[0]) == (run == name), outputs
+    assert_equal_weights(weights_of("model/" + name, 6 * EPOCHS), weights_of("model/unbroken", 6 * EPOCHS))
+
+
+@pytest.mark.parametrize("missing", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_a_worker_that_never_comes_is_named(tiny_mnist, folder, times, missing):
+    for _ in range(times):
+        environment = environments(2)[1 - missing]
+        status, output, error = ended(program(arguments_for(tiny_mnist, "mine", worker_timeout=1), env=environment))
+        assert status == 1 and "waiting for worker %d (127.0.0.1:" % missing in output
+        assert "worker %d (127.0.0.1:" % missing in error and "did not come within 10 seconds" in error
+
+
+@pytest.mark.parametrize("first", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_a_late_worker_is_waited_for(tiny_mnist, folder, times, first):
+    for time_of in range(times):
+        command = arguments_for(tiny_mnist, "mine%d" % time_of)
+        environment = environments(2)
+        processes = {first: program(command, env=environment[first])}
+        assert processes[first].stdout.readline().startswith("waiting for worker %d" % (1 - first))
+        processes[1 - first] = program(command, env=environment[1 - first])
+        assert [ended(processes[index])[0] for index in range(2)] == [0, 0]
+        assert read("model/mine%d/result.json" % time_of)["steps"] == 12
+
+
+def test_a_signal_to_one_worker_stops_all(tiny_mnist, folder):
+    processes = pair(arguments_for(tiny_mnist, "mine", total_epochs=1000))
+    wait_for(saved("mine"), processes[0])
+    processes[1].send_signal(signal.SIGINT)
+    for process, expected in zip(processes, (128 + signal.SIGTERM, 128 + signal.SIGINT)):
+        status, _, error = ended(process)
+        assert status == expected and "stopped and saved at step" in error and "Traceback" not in error, error
+        step = int(error.partition("stopped and saved at step ")[2].split()[0])
+        assert weights_of("model/mine", step)["global_step"] == step
+
+
+def test_workers_with_different_settings_end(tiny_mnist, folder):
+    processes = [program(arguments_for(tiny_mnist, "mine", seed=seed), env=environment)
+                 for seed, environment in enumerate(environments(2))]
+    for process in processes:
+        status, _, error = ended(process)
+        assert status == 1 and "Traceback" not in error
+        assert "the workers have different hyperparameters or data" in error or "was lost" in error, error
