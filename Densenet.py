@@ -119,7 +119,7 @@ precision: one_of(("float32", "bfloat16")) = None  # of activations and products
 seed: integer(0, 2 ** 31 - 1) = None  # of weights, order, augmentation and dropout
 
 # Several devices; several machines share a run through TF_CONFIG, see README.md
-devices: integer(0, 1024) = 0  # that share each batch, of each process; 0: all GPUs, else the CPU
+devices: integer(0, 1024) = 0  # of each process, that share each batch; 0: as many GPUs as can, else the CPU
 sync_batch_norm: boolean() = None  # normalize by statistics of the whole batch instead of each device's part
 worker_timeout: number(1.0, 100000.0) = 60.0  # seconds of silence after which another worker is lost
 
@@ -348,10 +348,9 @@ def build_graph(data, config, cluster=None):
     The network stands in it for each replica of this process, and in the scope `evaluation` for inference, all on one
     set of variables. `cluster`: the processes and devices that train; None for this process alone.
     """
-    cluster = cluster or Cluster()
+    cluster = cluster or Cluster(config.batch_size, devices=1)
     tf.set_random_seed(config.seed)  # ops.py derives initial weights and dropout masks from it
-    share = cluster.share(config.batch_size)
-    batch_size = share.stop - share.start  # of this process
+    batch_size = cluster.share.stop - cluster.share.start  # of this process
     images = tf.placeholder(tf.float32, (batch_size,) + data.image_shape, "images")  # [N, H, W, C]
     labels = tf.placeholder(tf.int64, [batch_size], "labels")
     rate = tf.placeholder(tf.float32, [], "learning_rate")
@@ -474,9 +473,8 @@ def train(arguments=(), **overrides):
         Stopped: Ctrl-C or SIGTERM.
     """
     config = choose(arguments, **overrides)
-    cluster = Cluster(config.devices, config.sync_batch_norm, config.worker_timeout)
-    share = cluster.share(config.batch_size)
     data, config = prepare_data(config)
+    cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm, config.worker_timeout)
     steps_per_epoch = len(data.train) // config.batch_size
     total_steps = steps_per_epoch * config.total_epochs
     if steps_per_epoch == 0:
@@ -522,7 +520,7 @@ def train(arguments=(), **overrides):
 
             while step < total_steps:
                 epoch, batches_done = divmod(step, steps_per_epoch)
-                for images, labels in prefetched(training_batches(data, config, epoch, batches_done, share)):
+                for images, labels in prefetched(training_batches(data, config, epoch, batches_done, cluster.share)):
                     rate = learning_rate(step, total_steps, config)
                     _, loss, accuracy, stop = sess.run(
                         [net.train, net.cost, net.accuracy, net.stop],

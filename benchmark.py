@@ -22,6 +22,7 @@ import tensorflow.compat.v1 as tf
 
 import Densenet
 from support import UserError, say, settings
+from support.cluster import Cluster
 from support.data import DataSet, Split
 from support.settings import integer, one_of, path
 
@@ -66,8 +67,9 @@ def measure(name, precision, batch_size, steps):
     with tf.Graph().as_default(), tf.Session() as sess:
         sess.run(tf.constant(0))
     bare = peak_megabytes()
-    with tf.Graph().as_default(), tf.Session(config=Densenet.session_config()) as sess:
-        net = Densenet.build_graph(data, config)
+    cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm)
+    with tf.Graph().as_default(), tf.Session(config=Densenet.session_config(cluster)) as sess:
+        net = Densenet.build_graph(data, config, cluster)
         images = random.standard_normal((config.batch_size,) + image_shape).astype(np.float32)
         feed = {net.images: images, net.labels: labels, net.rate: config.init_learning_rate}
         sess.run(net.initialize)

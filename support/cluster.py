@@ -79,20 +79,28 @@ class Cluster:
     {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}. Without it there is one alone.
 
     Args:
-        devices: how many of this process share its part of a batch; 0: all GPUs, else the CPU.
+        batch_size: images in a step, of all processes together.
+        devices: how many of this process share its part of a batch; 0: as many GPUs as can, else the CPU.
         sync_batch_norm: see Replica.
         timeout: seconds without a sign of life after which a worker is lost.
+    Attributes:
+        share: the slice of a batch that is this worker's.
     Raises:
-        UserError: TF_CONFIG is not understood.
+        UserError: TF_CONFIG is not understood, or the batch cannot be divided.
     """
 
-    def __init__(self, devices=0, sync_batch_norm=False, timeout=60.0):
+    def __init__(self, batch_size=1, devices=0, sync_batch_norm=False, timeout=60.0):
         self.timeout = timeout
         self.workers, self.task = _workers()
+        size = batch_size // len(self.workers)
         gpus = len(tf.config.experimental.list_physical_devices("GPU"))
-        self.devices = devices or gpus or 1
-        self._kind = "gpu" if gpus else "cpu"
+        self.devices = devices or next(count for count in range(max(gpus, 1), 0, -1) if size % count == 0)
         self.count = len(self.workers) * self.devices
+        if batch_size % self.count:
+            raise UserError("batch_size=%d cannot be divided among %d devices: make it a multiple"
+                            % (batch_size, self.count))
+        self.share = slice(self.task * size, (self.task + 1) * size)
+        self._kind = "gpu" if gpus else "cpu"
         self.place = "/job:worker/replica:0/task:%d" % self.task if len(self.workers) > 1 else ""
         shared = self.count > 1
         self.replicas = [
@@ -112,14 +120,6 @@ class Cluster:
     def is_chief(self):
         """Whether this is the process that writes checkpoints and logs."""
         return self.task == 0
-
-    def share(self, batch_size):
-        """The slice of a batch that is this worker's. Raises UserError if it cannot be divided."""
-        if batch_size % self.count:
-            raise UserError("batch_size=%d cannot be divided among %d devices: make it a multiple"
-                            % (batch_size, self.count))
-        size = batch_size // len(self.workers)
-        return slice(self.task * size, (self.task + 1) * size)
 
     def description(self):
         """How many share each batch, to be said after the devices' names; nothing where there is one."""

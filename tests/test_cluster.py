@@ -37,7 +37,7 @@ def trained(data_dir, devices, **changes):
     """All variables after some steps, {name: value}."""
     config = tiny_config(data_dir, batch_size=32, epsilon=1e-3, devices=devices, **changes)
     data, _ = Densenet.prepare_data(config)
-    cluster = Cluster(devices, config.sync_batch_norm)
+    cluster = Cluster(config.batch_size, devices, config.sync_batch_norm)
     with tf.Graph().as_default() as graph, tf.device(cluster.place):
         net = Densenet.build_graph(data, config, cluster)
         session_config = Densenet.session_config(cluster)
@@ -48,8 +48,7 @@ def trained(data_dir, devices, **changes):
             epoch_steps = len(data.train) // config.batch_size
             for step in range(STEPS):
                 if step % epoch_steps == 0:
-                    share = cluster.share(config.batch_size)
-                    batches = Densenet.training_batches(data, config, step // epoch_steps, 0, share)
+                    batches = Densenet.training_batches(data, config, step // epoch_steps, 0, cluster.share)
                 images, labels = next(batches)
                 sess.run(net.train, {net.images: images, net.labels: labels, net.rate: 1e-2})
             values = sess.run(tf.global_variables())
@@ -83,7 +82,7 @@ def test_without_synchronization_the_moving_statistics_are_the_mean_over_devices
     images, labels = next(Densenet.training_batches(data, config, 0, 0))
     found = {}
     for devices in (1, 2):
-        cluster = Cluster(devices)
+        cluster = Cluster(config.batch_size, devices)
         with tf.Graph().as_default(), tf.Session(config=Densenet.session_config(cluster)) as sess:
             net = Densenet.build_graph(data, config, cluster)
             sess.run(net.initialize)
@@ -101,7 +100,7 @@ def test_dropout_masks_differ_by_device_and_repeat(tiny_mnist):
     def gradients_of_dropped():
         config = tiny_config(tiny_mnist, batch_size=32, dropout_rate=0.5)
         data, _ = Densenet.prepare_data(config)
-        cluster = Cluster(2)
+        cluster = Cluster(config.batch_size, 2)
         images, labels = next(Densenet.training_batches(data, config, 0, 0))
         images[16:], labels[16:] = images[:16], labels[:16]  # alike in both halves
         with tf.Graph().as_default() as graph, tf.Session(config=Densenet.session_config(cluster)) as sess:
@@ -138,6 +137,15 @@ def test_a_share_of_random_numbers():
 def test_a_batch_that_cannot_be_divided_is_refused(tiny_mnist, folder):
     with pytest.raises(UserError, match="batch_size=50 cannot be divided among 4 devices"):
         Densenet.train(arguments_for(tiny_mnist, "mine", devices=4))
+
+
+def test_all_gpus_that_can_divide_the_batch_are_taken(tiny_mnist, folder, monkeypatch):
+    """Without any of them here, soft placement keeps the graph for them running."""
+    monkeypatch.setattr(tf.config.experimental, "list_physical_devices", lambda kind: [kind] * 8)
+    cluster = Cluster(100)
+    assert [replica.device for replica in cluster.replicas] == ["/gpu:%d" % index for index in range(5)]
+    assert Cluster(100, devices=2).count == 2 and Cluster(96).count == 8 and Cluster(97).count == 1
+    assert Densenet.train(arguments_for(tiny_mnist, "mine"))["steps"] == 12
 
 
 def test_a_run_goes_on_with_another_number_of_devices(tiny_mnist, folder, capsys):
