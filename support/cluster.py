@@ -203,6 +203,9 @@ class Cluster:
         others = range(1, len(self.workers)) if self.is_chief else [0]
         self._watch = _Watch(self.target, self.workers, self.task, others, self.timeout)
         self._watch.wait()
+        if not self.is_chief:
+            say("worker %d of %d: worker 0 (%s) shows and writes what comes of it"
+                % (self.task, len(self.workers), self.workers[0]))
 
     def leave(self, sess):
         """Ends the watch over the others, once all have come here: they may end now."""
