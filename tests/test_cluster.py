@@ -23,7 +23,7 @@ from support.cluster import Cluster
 from support.data import RandomShare
 
 STEPS = 20
-EPOCHS = 40  # of 6 steps, in the runs that are broken off
+EPOCHS = 20  # of 6 steps, in the runs that are broken off
 TIMEOUT = 10  # seconds of silence; a busy machine may make a worker late
 
 
@@ -255,7 +255,8 @@ def test_a_worker_that_never_comes_is_named(tiny_mnist, folder, times, missing):
         assert "worker %d (127.0.0.1:" % missing in error and "did not come within 10 seconds" in error
 
 
-@pytest.mark.parametrize("first", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.long
+@pytest.mark.parametrize("first", [0, 1])
 def test_a_late_worker_is_waited_for(tiny_mnist, folder, times, first):
     for time_of in range(times):
         command = arguments_for(tiny_mnist, "mine%d" % time_of)
