@@ -374,7 +374,7 @@ def build_graph(data, config, cluster=None):
         with tf.name_scope("accuracy"):
             return losses, tf.cast(tf.equal(tf.argmax(logits, 1), labels), tf.float32)  # [N], [N]
 
-    towers = []  # of each replica: cost, accuracy, gradients, the batch's statistics
+    towers = []  # of each replica: what is averaged over all of them
     for replica, its_images, its_labels in zip(cluster.replicas, cluster.split(images), cluster.split(labels)):
         with replica.scope():
             losses, hits = losses_and_hits(network(its_images, True, replica), its_labels, config.label_smoothing)
@@ -396,7 +396,8 @@ def build_graph(data, config, cluster=None):
         with tf.control_dependencies(decays):
             train = optimizer.apply_gradients(gradients, global_step)
     with tf.name_scope("moving_statistics"):
-        for (advance, _, _), mean, variance in zip(replica.statistics, statistics[::2], statistics[1::2]):
+        advances = [advance for advance, _, _ in cluster.replicas[0].statistics]  # those of all do the same
+        for advance, mean, variance in zip(advances, statistics[::2], statistics[1::2]):
             train = tf.group(train, *advance(mean, variance))
 
     with tf.variable_scope(tf.get_variable_scope(), reuse=True), tf.name_scope("evaluation"):

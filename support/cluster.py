@@ -24,8 +24,8 @@ OF_OTHERS = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.Cance
 
 
 def _all_sum(x, members, group, number):
-    """The sum of a tensor over the members of a group, in each of them."""
-    return collective_ops.all_reduce(x, members, group, number, "Add", "Id") if members > 1 else x
+    """The sum of a tensor over the members of a group, at least two, in each of them."""
+    return collective_ops.all_reduce(x, members, group, number, "Add", "Id")
 
 
 class Replica:

@@ -15,7 +15,17 @@ import time
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from test_densenet import arguments_for, assert_equal_weights, program, read, tiny_config, wait_for, weights_of
+from test_densenet import (
+    arguments_for,
+    assert_equal_weights,
+    before_the_first_step,
+    logits_in,
+    program,
+    read,
+    tiny_config,
+    wait_for,
+    weights_of,
+)
 
 import Densenet
 from support import UserError
@@ -77,15 +87,10 @@ def test_synchronized_devices_train_as_one(tiny_mnist, trained_alone, bottleneck
 
 def test_without_synchronization_the_moving_statistics_are_the_mean_over_devices(tiny_mnist):
     """After one batch: biased/0.1 is the batch's mean, which is the mean of the halves' means whatever they are."""
-    config = tiny_config(tiny_mnist, batch_size=32, bottleneck=True)
-    data, _ = Densenet.prepare_data(config)
-    images, labels = next(Densenet.training_batches(data, config, 0, 0))
     found = {}
     for devices in (1, 2):
-        cluster = Cluster(config.batch_size, devices)
-        with tf.Graph().as_default(), tf.Session(config=Densenet.session_config(cluster)) as sess:
-            net = Densenet.build_graph(data, config, cluster)
-            sess.run(net.initialize)
+        with before_the_first_step(tiny_mnist, batch_size=32, bottleneck=True, devices=devices) as (
+                sess, net, images, labels):
             sess.run(net.train, {net.images: images, net.labels: labels, net.rate: 0.0})
             first = "dense_0/bottleN_0/batch1/moving_"
             named = {variable.op.name: variable for variable in tf.global_variables()}
@@ -97,23 +102,16 @@ def test_without_synchronization_the_moving_statistics_are_the_mean_over_devices
 
 
 def test_dropout_masks_differ_by_device_and_repeat(tiny_mnist):
-    def gradients_of_dropped():
-        config = tiny_config(tiny_mnist, batch_size=32, dropout_rate=0.5)
-        data, _ = Densenet.prepare_data(config)
-        cluster = Cluster(config.batch_size, 2)
-        images, labels = next(Densenet.training_batches(data, config, 0, 0))
-        images[16:], labels[16:] = images[:16], labels[:16]  # alike in both halves
-        with tf.Graph().as_default() as graph, tf.Session(config=Densenet.session_config(cluster)) as sess:
-            net = Densenet.build_graph(data, config, cluster)
-            sess.run(net.initialize)
-            logits = [op.outputs[0] for op in graph.get_operations()
-                      if op.name in ("replica_0/linear/add", "replica_1/linear/add")]
-            assert len(logits) == 2
+    def logits_of_halves():
+        with before_the_first_step(tiny_mnist, batch_size=32, dropout_rate=0.5, devices=2) as (sess, net, images, _):
+            images[16:] = images[:16]
+            logits = logits_in(sess.graph)[:2]
+            assert [tensor.name.split("/")[0] for tensor in logits] == ["replica_0", "replica_1"]
             return sess.run(logits, {net.images: images})
 
-    first, second = gradients_of_dropped()
+    first, second = logits_of_halves()
     assert np.abs(first - second).max() > 1e-3
-    again = gradients_of_dropped()
+    again = logits_of_halves()
     np.testing.assert_array_equal(first, again[0])
     np.testing.assert_array_equal(second, again[1])
 

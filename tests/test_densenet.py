@@ -23,6 +23,7 @@ import cifar10
 import Densenet
 import mnist_loader
 from support import UserError, download
+from support.cluster import Cluster
 from support.report import Report
 
 PROGRAM = os.path.abspath(Densenet.__file__)
@@ -370,8 +371,9 @@ def before_the_first_step(tiny_mnist, **changes):
     """Yields the session of a new run, its tensors, and the images and labels of its first batch."""
     config = tiny_config(tiny_mnist, **changes)
     data, _ = Densenet.prepare_data(config)
-    with tf.Graph().as_default(), tf.Session() as sess:
-        net = Densenet.build_graph(data, config)
+    cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm)
+    with tf.Graph().as_default(), tf.Session(config=Densenet.session_config(cluster)) as sess:
+        net = Densenet.build_graph(data, config, cluster)
         sess.run(net.initialize)
         images, labels = next(Densenet.training_batches(data, config, 0, 0))
         yield sess, net, images, labels
