@@ -475,21 +475,22 @@ def train(arguments=(), **overrides):
     """
     config = choose(arguments, **overrides)
     data, config = prepare_data(config)
-    cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm, config.worker_timeout)
+    cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm, config.worker_timeout,
+                      os.environ.get("TF_CONFIG", ""))
     steps_per_epoch = len(data.train) // config.batch_size
     total_steps = steps_per_epoch * config.total_epochs
     if steps_per_epoch == 0:
         raise UserError("batch_size=%d is more than the %d training images of %s: make it smaller"
                         % (config.batch_size, len(data.train), data.name))
     settings_and_data = dict(config.shaping, data=data.fingerprint())
-    directory = Nothing()
+    directory = Nothing(RunDirectory)
     if cluster.is_chief:
         directory = RunDirectory(os.path.join(config.model_dir, config.run_name), settings_and_data)
 
     with tf.Graph().as_default() as graph, tf.device(cluster.place), directory, Interruption() as interruption:
         net = build_graph(data, config, cluster)
-        checkpoints = Checkpoints(directory) if cluster.is_chief else Nothing()
-        report = Report(config, directory, cluster) if cluster.is_chief else Nothing()
+        checkpoints = Checkpoints(directory) if cluster.is_chief else Nothing(Checkpoints)
+        report = Report(config, directory, cluster) if cluster.is_chief else Nothing(Report)
         cluster.start(session_config(cluster))
         with cluster.watched(), tf.Session(cluster.target, config=session_config(cluster), graph=graph) as sess, report:
             cluster.compare(sess, dict(settings_and_data, total_epochs=config.total_epochs))

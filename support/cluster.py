@@ -75,23 +75,23 @@ class Replica:
 class Cluster:
     """The processes (workers) that train one model, and this one's devices.
 
-    The environment variable TF_CONFIG names the workers, as TensorFlow's own distribution strategies read it:
-    {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}. Without it there is one alone.
-
     Args:
         batch_size: images in a step, of all processes together.
         devices: how many of this process share its part of a batch; 0: as many GPUs as can, else the CPU.
         sync_batch_norm: see Replica.
         timeout: seconds without a sign of life after which a worker is lost.
+        tf_config: names the workers, as TensorFlow's own distribution strategies read it from the environment variable
+            TF_CONFIG: {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}. Empty: this
+            process is alone.
     Attributes:
         share: the slice of a batch that is this worker's.
     Raises:
-        UserError: TF_CONFIG is not understood, or the batch cannot be divided.
+        UserError: `tf_config` is not understood, or the batch cannot be divided.
     """
 
-    def __init__(self, batch_size=1, devices=0, sync_batch_norm=False, timeout=60.0):
+    def __init__(self, batch_size=1, devices=0, sync_batch_norm=False, timeout=60.0, tf_config=""):
         self.timeout = timeout
-        self.workers, self.task = _workers()
+        self.workers, self.task = _workers(tf_config)
         size = batch_size // len(self.workers)
         gpus = len(tf.config.experimental.list_physical_devices("GPU"))
         self.devices = devices or next(count for count in range(max(gpus, 1), 0, -1) if size % count == 0)
@@ -316,13 +316,12 @@ class _Watch:
         os._exit(1)
 
 
-def _workers():
-    """(addresses of the workers, this one's index), from TF_CONFIG. Raises UserError."""
-    text = os.environ.get("TF_CONFIG", "").strip()
-    if not text:
+def _workers(tf_config):
+    """(addresses of the workers, this one's index). Raises UserError."""
+    if not tf_config.strip():
         return [""], 0
     try:
-        content = json.loads(text)
+        content = json.loads(tf_config)
         workers = content["cluster"]["worker"]
         task = content["task"]["index"]
         understood = (set(content["cluster"]) == {"worker"} and content["task"]["type"] == "worker" and workers
@@ -338,7 +337,12 @@ def _workers():
 
 
 class Nothing:
-    """In a worker that is not the chief, stands for what only the chief does: any method does nothing."""
+    """In a worker that is not the chief, stands for an object of a class that only the chief has: its methods do
+    nothing.
+    """
+
+    def __init__(self, kind):
+        self._kind = kind
 
     def __enter__(self):
         return self
@@ -347,4 +351,5 @@ class Nothing:
         pass
 
     def __getattr__(self, name):
+        getattr(self._kind, name)  # a method that is not there is an error here, too
         return lambda *_, **__: None

@@ -47,7 +47,8 @@ def trained(data_dir, devices, **changes):
     """All variables after some steps, {name: value}."""
     config = tiny_config(data_dir, batch_size=32, epsilon=1e-3, devices=devices, **changes)
     data, _ = Densenet.prepare_data(config)
-    cluster = Cluster(config.batch_size, devices, config.sync_batch_norm)
+    cluster = Cluster(config.batch_size, devices, config.sync_batch_norm,
+                      tf_config=os.environ.get("TF_CONFIG", ""))
     with tf.Graph().as_default() as graph, tf.device(cluster.place):
         net = Densenet.build_graph(data, config, cluster)
         session_config = Densenet.session_config(cluster)
@@ -163,10 +164,10 @@ def test_a_run_goes_on_with_another_number_of_devices(tiny_mnist, folder, capsys
     '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
     '{"cluster": {"worker": ["a", "b"]}, "task": {"type": "worker", "index": 0}}',
 ])
-def test_a_bad_tf_config_is_one_sentence(monkeypatch, text):
+def test_a_bad_tf_config_is_one_sentence(tiny_mnist, monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError, match="TF_CONFIG is not understood"):
-        Cluster()
+        Densenet.train(arguments_for(tiny_mnist, "mine"))
 
 
 # ---- Several processes ----
@@ -200,20 +201,25 @@ def ended(process):
         line for line in error.splitlines() if line.startswith(("Densenet.py", "Traceback")))
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_two_workers_train_as_one(tiny_mnist, trained_alone, folder, devices):
+@pytest.mark.parametrize("devices,dropout_rate", [(1, 0.0), (1, 0.3), pytest.param(2, 0.0, marks=pytest.mark.long)])
+def test_two_workers_train_as_one_process(tiny_mnist, trained_alone, folder, devices, dropout_rate):
+    """With dropout, as one process with two devices: the masks are those of the device among all."""
+    settings = dict(dropout_rate=dropout_rate, bottleneck=True, sync_batch_norm=True)
     script = "import sys, numpy, test_cluster as t; numpy.savez(sys.argv[2], **{name.replace('/', '|'): value for " \
-             "name, value in t.trained(sys.argv[1], %d, bottleneck=True, sync_batch_norm=True).items()})"
+             "name, value in t.trained(sys.argv[1], %d, **%r).items()})" % (devices, settings)
     processes = []
     for index, environment in enumerate(environments(2)):
         environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-        processes.append(subprocess.Popen([sys.executable, "-c", script % devices, tiny_mnist, "%d.npz" % index],
+        processes.append(subprocess.Popen([sys.executable, "-c", script, tiny_mnist, "%d.npz" % index],
                                           env=environment))
     assert [process.wait(300) for process in processes] == [0, 0]
     first, second = [{name.replace("|", "/"): value for name, value in np.load("%d.npz" % index).items()}
                      for index in range(2)]
     assert_equal_weights(first, second)
-    assert_near(first, trained_alone[True])
+    expected = trained_alone[True]
+    if dropout_rate:
+        expected = trained(tiny_mnist, 2, **settings)
+    assert_near(first, expected)
 
 
 @pytest.mark.parametrize("number,lost", [
@@ -222,8 +228,8 @@ def test_two_workers_train_as_one(tiny_mnist, trained_alone, folder, devices):
 def test_a_lost_worker_ends_the_others_and_all_resume_exactly(tiny_mnist, folder, times, number, lost):
     for time_of in range(times):
         name = "lost%d" % time_of
-        processes = pair(arguments_for(tiny_mnist, name, total_epochs=EPOCHS, checkpoint_minutes=0.001,
-                                       worker_timeout=TIMEOUT))
+        processes = pair(arguments_for(tiny_mnist, name, total_epochs=EPOCHS, dropout_rate=0.2,
+                                       checkpoint_minutes=0.001, worker_timeout=TIMEOUT))
         wait_for(saved(name), processes[0])
         began = time.monotonic()
         processes[lost].send_signal(number)
@@ -238,10 +244,31 @@ def test_a_lost_worker_ends_the_others_and_all_resume_exactly(tiny_mnist, folder
     if number == signal.SIGSTOP and times == 1:
         return  # one is enough for every day
     for run in (name, "unbroken"):
-        statuses, outputs, errors = zip(*map(ended, pair(arguments_for(tiny_mnist, run, total_epochs=EPOCHS))))
+        statuses, outputs, errors = zip(*map(ended, pair(arguments_for(
+            tiny_mnist, run, total_epochs=EPOCHS, dropout_rate=0.2))))
         assert statuses == (0, 0), errors
         assert ("resuming after step" in outputs[0]) == (run == name), outputs
     assert_equal_weights(weights_of("model/" + name, 6 * EPOCHS), weights_of("model/unbroken", 6 * EPOCHS))
+
+
+@pytest.mark.long
+def test_one_of_three_is_lost(tiny_mnist, folder):
+    processes = [program(arguments_for(tiny_mnist, "mine", batch_size=48, total_epochs=1000, checkpoint_minutes=0.001,
+                                       worker_timeout=TIMEOUT), env=environment) for environment in environments(3)]
+    wait_for(saved("mine"), processes[0])
+    began = time.monotonic()
+    processes[2].send_signal(signal.SIGSTOP)
+    errors = []
+    for process in processes[:2]:
+        status, _, error = ended(process)
+        assert status == 1 and "was lost" in error and error.count("\n") == 0, error
+        errors.append(error)
+    seconds = time.monotonic() - began
+    processes[2].kill()
+    processes[2].communicate()
+    assert errors[0].startswith("Densenet.py: worker 2 "), errors
+    assert seconds < TIMEOUT + 10, (seconds, errors)
+    print("SIGSTOP of worker 2 of 3: the others ended after %.1f s" % seconds)
 
 
 @pytest.mark.parametrize("missing", [pytest.param(0, marks=pytest.mark.long), 1])
@@ -266,7 +293,7 @@ def test_a_late_worker_is_waited_for(tiny_mnist, folder, times, first):
         assert read("model/mine%d/result.json" % time_of)["steps"] == 12
 
 
-def test_a_signal_to_one_worker_stops_all(tiny_mnist, folder):
+def test_a_signal_to_one_worker_stops_all_and_one_goes_on_alone(tiny_mnist, folder, capsys):
     processes = pair(arguments_for(tiny_mnist, "mine", total_epochs=1000))
     wait_for(saved("mine"), processes[0])
     processes[1].send_signal(signal.SIGINT)
@@ -275,6 +302,10 @@ def test_a_signal_to_one_worker_stops_all(tiny_mnist, folder):
         assert status == expected and "stopped and saved at step" in error and "Traceback" not in error, error
         step = int(error.partition("stopped and saved at step ")[2].split()[0])
         assert weights_of("model/mine", step)["global_step"] == step
+    Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=step // 6 + 1))  # alone
+    output = capsys.readouterr().out
+    assert "resuming after step %d" % step in output
+    assert "2 devices shared each batch until then, 1 from now on" in output
 
 
 def test_workers_with_different_settings_end(tiny_mnist, folder):
