@@ -228,8 +228,8 @@ def test_two_workers_train_as_one_process(tiny_mnist, trained_alone, folder, dev
 def test_a_lost_worker_ends_the_others_and_all_resume_exactly(tiny_mnist, folder, times, number, lost):
     for time_of in range(times):
         name = "lost%d" % time_of
-        processes = pair(arguments_for(tiny_mnist, name, total_epochs=EPOCHS, dropout_rate=0.2,
-                                       checkpoint_minutes=0.001, worker_timeout=TIMEOUT))
+        processes = pair(arguments_for(tiny_mnist, name, total_epochs=EPOCHS, checkpoint_minutes=0.001,
+                                       worker_timeout=TIMEOUT))
         wait_for(saved(name), processes[0])
         began = time.monotonic()
         processes[lost].send_signal(number)
@@ -244,8 +244,7 @@ def test_a_lost_worker_ends_the_others_and_all_resume_exactly(tiny_mnist, folder
     if number == signal.SIGSTOP and times == 1:
         return  # one is enough for every day
     for run in (name, "unbroken"):
-        statuses, outputs, errors = zip(*map(ended, pair(arguments_for(
-            tiny_mnist, run, total_epochs=EPOCHS, dropout_rate=0.2))))
+        statuses, outputs, errors = zip(*map(ended, pair(arguments_for(tiny_mnist, run, total_epochs=EPOCHS))))
         assert statuses == (0, 0), errors
         assert ("resuming after step" in outputs[0]) == (run == name), outputs
     assert_equal_weights(weights_of("model/" + name, 6 * EPOCHS), weights_of("model/unbroken", 6 * EPOCHS))
