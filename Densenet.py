@@ -5,6 +5,7 @@ script differs from the paper.
 
     python Densenet.py                      trains on MNIST, resumes what was stopped
     python Densenet.py growth_k=24 seed=3   the same with other hyperparameters, as a run of its own
+    python Densenet.py mode=predict images=a.png,folder/    what a trained network sees in images
     python Densenet.py --help               all hyperparameters
     tensorboard --logdir logs               the curves and the graph
 
@@ -26,16 +27,18 @@ import cifar10
 import mnist_loader
 from ops import (Average_pooling, Batch_Normalization, Concatenation, Drop_out, Global_Average_Pooling, Linear,
                  Max_Pooling, Relu, conv_layer)
-from support import UserError, say, settings
+from support import UserError, image_folder, say, settings
 from support.cluster import Cluster, Nothing
 from support.data import RandomShare, color_preprocessing, data_augmentation
 from support.download import Unavailable
+from support.evaluation import SHOWN_MISTAKES, Evaluation
+from support.export import export_graph
 from support.interruption import Interruption
 from support.machine import fast_precision
 from support.prefetch import prefetched
-from support.report import Report
-from support.run_directory import Checkpoints, RunDirectory
-from support.settings import boolean, file_name, integer, integers, number, one_of, path
+from support.report import Report, report_evaluation
+from support.run_directory import Checkpoints, RunDirectory, runs_in, write_json
+from support.settings import boolean, file_name, integer, integers, number, one_of, path, paths
 
 # How the data sets are read.
 DATASETS = {
@@ -44,6 +47,7 @@ DATASETS = {
     "cifar10": cifar10.prepare_data,
     "cifar100": cifar10.prepare_cifar100,
     "cifar100_coarse": cifar10.prepare_cifar100_coarse,
+    "folder": image_folder.prepare_data,
 }
 
 # What stands before the first block: (side of the kernel, stride, batch normalization and ReLU, padding of the 3×3/2
@@ -60,11 +64,12 @@ STEMS = {
 # Networks by name. `first_block` numbers their scopes dense_0, trans_0, … or dense_1, trans_1, …
 _BC = dict(bottleneck=True, compression=0.5, transition_channels=None, stem="3x3",
            stem_channels=None, first_block=1)
-_IMAGENET = dict(_BC, stem="imagenet")
+_IMAGENET = dict(_BC, stem="imagenet", image_size=224, crop_area=0.08)
 NETWORKS = {
     "densenet_mnist": dict(_BC, blocks=(2, 4, 4), growth_k=16, bottleneck=False, stem="3x3+pool", first_block=0),
     "densenet_mnist_first": dict(_BC, blocks=(4, 4, 32), growth_k=12, stem="7x7s2+pool", first_block=0),
     "densenet_cifar": dict(_BC, blocks=(2, 4, 4), growth_k=48, bottleneck=False, stem="3x3+pool"),
+    "densenet_folder": dict(_BC, blocks=(2, 4, 4), growth_k=32, bottleneck=False, stem="7x7s2+pool"),
     "densenet_40_12": dict(_BC, blocks=(12, 12, 12), growth_k=12, bottleneck=False, compression=1.0, stem_channels=16),
     "densenet_bc_40_12": dict(_BC, blocks=(6, 6, 6), growth_k=12),
     "densenet_bc_100_12": dict(_BC, blocks=(16, 16, 16), growth_k=12),
@@ -81,14 +86,17 @@ NETWORKS = {
 # ---- Hyperparameters: edit them here, or override any of them for one run (growth_k=24 on the command line). ----
 # None: the data set's own default, in the table below. What is changed from it becomes part of the run's name.
 
-mode: one_of(("train",)) = "train"  # what to do
+mode: one_of(("train", "evaluate", "predict", "export")) = "train"  # the others need a run that was trained
 
 # Data
-dataset: one_of(tuple(DATASETS)) = "mnist"  # what to train on
+dataset: one_of(tuple(DATASETS)) = "mnist"  # what to train on; folder: your own images
 data_dir: path() = "data"  # where data sets are sought, in its folder of the data set's name first; downloads go there
+cache_dir: path() = "cache"  # where decoded images of dataset=folder are kept
 digits_stand_in: boolean() = True  # without MNIST, train on the small digits inside scikit-learn instead of stopping
 validation_size: integer(0, 1000000) = None  # training images held out to choose by; 0 for none
-augmentation: boolean() = None  # change training images at random, by the next three
+image_size: integer(8, 1024) = None  # pixels along a side that images of dataset=folder get
+augmentation: boolean() = None  # change training images at random, by the next four
+crop_area: number(0.01, 1.0) = None  # least share of an image of dataset=folder that a random crop shows; 1: all of it
 shift: integer(0, 8) = None  # pixels, along each axis
 rotation: number(0.0, 45.0) = None  # degrees, either way
 flip: boolean() = None  # left to right
@@ -123,11 +131,17 @@ devices: integer(0, 1024) = 0  # of each process, that share each batch; 0: as m
 sync_batch_norm: boolean() = None  # normalize by statistics of the whole batch instead of each device's part
 worker_timeout: number(1.0, 100000.0) = 60.0  # seconds of silence after which another worker is lost
 
+# The other modes
+checkpoint: path() = None  # what they use; None: the best on validation, else the newest
+images: paths() = None  # what mode=predict looks at: image files, and folders of them
+json: path() = None  # a file that gets mode=predict's answers, too
+
 # Where a run writes, relative to where the command is run
 log_dir: path() = "logs"  # TensorBoard's curves and graph
 model_dir: path() = "model"  # checkpoints and results
 run_name: file_name() = None  # None: the data set and what was changed
 checkpoint_minutes: number(0.001, 100000.0) = 10.0  # saved at least this often, and after each epoch
+trace_step: integer(1, 10 ** 9) = None  # a step whose operations are timed, for TensorBoard and chrome://tracing
 test_every_epoch: boolean() = False  # for those who want the curve; choose nothing by it
 
 # What None means, for each data set, chosen on the validation split; README.md says what was tried.
@@ -138,12 +152,15 @@ _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, f
 _PHOTOS = dict(_COMMON, network="densenet_cifar", shift=4, rotation=0.0, flip=True, flip_average=True,
                init_learning_rate=5e-3, schedule="cosine", warmup=0.2, weight_decay=0.1, label_smoothing=0.1,
                batch_size=128, total_epochs=48, validation_size=5000, precision=fast_precision())
+_OWN_IMAGES = dict(_PHOTOS, network="densenet_folder", image_size=64, crop_area=1.0, batch_size=32, total_epochs=30,
+                   validation_size=100)
 DEFAULTS = {
     "mnist": dict(_HANDWRITING, batch_size=100, total_epochs=20, validation_size=5000),
     "digits": dict(_HANDWRITING, batch_size=50, total_epochs=30, validation_size=100),
     "cifar10": _PHOTOS,
     "cifar100": _PHOTOS,
     "cifar100_coarse": _PHOTOS,
+    "folder": _OWN_IMAGES,
 }
 
 # What an optimizer brings along, over the data set's defaults: the paper's section 4.2.
@@ -152,6 +169,8 @@ RECIPES = {
     "momentum": dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, label_smoothing=0.0,
                      flip_average=False, batch_size=64, total_epochs=300, precision="float32"),
 }
+
+OPTIONAL = ("trace_step", "checkpoint", "images", "json")  # may be None in the end
 
 # ---- End of the hyperparameters. ----
 
@@ -273,6 +292,11 @@ def choose(arguments=(), **overrides):
 
     data_defaults = DEFAULTS[chosen("dataset", {})]
     standard = dict(data_defaults, **NETWORKS[chosen("network", data_defaults)])
+    if "image_size" not in data_defaults:  # the data set has it
+        standard.update(image_size=None, crop_area=1.0)
+        if "image_size" in given or given.get("crop_area", 1.0) != 1.0:
+            raise UserError("image_size and crop_area belong to dataset=folder, not to %s: leave them out"
+                            % chosen("dataset", {}))
     optimizer_name = chosen("optimizer", data_defaults)
     standard.update(RECIPES[optimizer_name])
     if optimizer_name == "momentum" and not given.get("augmentation", standard["augmentation"]):
@@ -282,7 +306,7 @@ def choose(arguments=(), **overrides):
             standard[name] = settings.check(name, value, kinds)
     values = dict(standard, **given)
     for name in kinds:
-        if name not in values and name != "run_name":
+        if name not in values and name not in OPTIONAL + ("run_name",):
             settings.check(name, None, kinds)  # a constant without a default was set to None
 
     named = [name for name in kinds if name in standard and name != "total_epochs"]
@@ -291,13 +315,16 @@ def choose(arguments=(), **overrides):
         values["run_name"] = settings.check("run_name", "-".join([values["dataset"]] + [
             "%s=%s" % (name, settings.shown(values[name])) for name in named if values[name] != brought[name]]), kinds)
     shaping = {name: values[name] for name in ["dataset"] + named}
-    return types.SimpleNamespace(overridden=overridden, shaping=shaping, **values)
+    return types.SimpleNamespace(overridden=overridden, shaping=shaping, **dict(dict.fromkeys(OPTIONAL), **values))
 
 
 def prepare_data(config):
     """The data set of the run, and the run's hyperparameters: those of `digits` where that stands in for MNIST."""
     prepare = DATASETS[config.dataset]
     try:
+        if config.dataset == "folder":
+            return prepare(config.data_dir, config.validation_size, config.image_size, config.crop_area,
+                           config.cache_dir), config
         return prepare(config.data_dir, config.validation_size), config
     except Unavailable as error:
         asked_for = {"dataset", "data_dir"} & set(config.overridden)
@@ -313,10 +340,18 @@ def training_batches(data, config, epoch, first_batch, share=slice(None)):
     A pure function of (seed, epoch, batch). The incomplete last batch is dropped: the order is new every epoch.
     `share`: the part of each batch that this process takes.
     """
-    order = np.random.RandomState([config.seed, epoch]).permutation(len(data.train))
-    for batch in range(first_batch, len(data.train) // config.batch_size):
-        chosen = order[batch * config.batch_size:(batch + 1) * config.batch_size][share]
-        images = color_preprocessing(data.train.images[chosen], data.mean, data.deviation)
+    random = np.random.RandomState([config.seed, epoch])
+    order = random.permutation(len(data.train))
+    last_batch = len(data.train) // config.batch_size
+    places = np.arange(first_batch * config.batch_size, last_batch * config.batch_size)
+    places = places.reshape(-1, config.batch_size)[:, share]  # [batches, N]
+    if config.dataset == "folder":
+        boxes = image_folder.random_boxes(len(order), config.crop_area if config.augmentation else 1.0, random)
+        pixels = data.train.images.crops(order[places], boxes[places])
+    else:
+        pixels = (data.train.images[chosen] for chosen in order[places])
+    for batch, (chosen, images) in enumerate(zip(order[places], pixels), start=first_batch):
+        images = color_preprocessing(images, data.mean, data.deviation)
         if config.augmentation:
             random = RandomShare(np.random.RandomState([config.seed, epoch, batch]), share, config.batch_size)
             images = data_augmentation(images, data.border, random, config.shift, config.rotation, config.flip)
@@ -342,6 +377,50 @@ def learning_rate(step, total_steps, config):
     return config.init_learning_rate
 
 
+def logits_of(images, config, class_num, training, replica=None):
+    """The logits [N, class_num] of normalized images [N, H, W, C]."""
+    return DenseNet(tf.cast(images, config.precision), config.blocks, config.growth_k, training, class_num,
+                    config.bottleneck, config.compression, config.transition_channels, config.stem,
+                    config.stem_channels, config.dropout_rate, config.first_block, replica).model
+
+
+def inference(images, config, class_num):
+    """The logits as evaluation and use take them: by the moving statistics, perhaps the mean with the mirror image."""
+    with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
+        logits = logits_of(images, config, class_num, training=False)
+        if config.flip_average:
+            logits = (logits + logits_of(tf.reverse(images, [2]), config, class_num, training=False)) / 2
+        return logits
+
+
+def loss_of(logits, labels, smoothing=0.0):
+    """Each image's cross entropy [N]. `smoothing`: Szegedy et al. 2016 (arXiv 1512.00567), section 7."""
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    if smoothing:
+        losses = (1 - smoothing) * losses - smoothing * tf.reduce_mean(tf.nn.log_softmax(logits), 1)
+    return losses
+
+
+def build_evaluation(logits, labels):
+    """What `Evaluate` runs, each [N]: losses, predicted classes, their probabilities."""
+    with tf.name_scope("evaluation"):
+        return dict(test_losses=loss_of(logits, labels), test_predicted=tf.argmax(logits, 1),
+                    test_probabilities=tf.reduce_max(tf.nn.softmax(logits), 1))
+
+
+def histograms_of(gradients):
+    """A serialized summary of [(gradient, variable)]: histograms of weights, batch norm's scales, all gradients."""
+    values = {}
+    for gradient, variable in gradients:
+        kind = {"kernel": "weights", "gamma": "scales"}.get(variable.op.name.rpartition("/")[2])
+        if kind:
+            values["%s/%s" % (kind, variable.op.name)] = variable
+        values["gradients/%s" % variable.op.name] = gradient
+    # Not tf.summary.histogram, which would put the names of the scopes around it before the tag.
+    return tf.raw_ops.MergeSummary(inputs=[tf.raw_ops.HistogramSummary(tag=tag, values=value)
+                                           for tag, value in values.items()])
+
+
 def build_graph(data, config, cluster=None):
     """Builds placeholders, network, loss and training step in the default graph; returns the tensors to run and feed.
 
@@ -351,6 +430,7 @@ def build_graph(data, config, cluster=None):
     cluster = cluster or Cluster(config.batch_size, devices=1)
     tf.set_random_seed(config.seed)  # ops.py derives initial weights and dropout masks from it
     batch_size = cluster.share.stop - cluster.share.start  # of this process
+    class_num = len(data.class_names)
     images = tf.placeholder(tf.float32, (batch_size,) + data.image_shape, "images")  # [N, H, W, C]
     labels = tf.placeholder(tf.int64, [batch_size], "labels")
     rate = tf.placeholder(tf.float32, [], "learning_rate")
@@ -361,29 +441,23 @@ def build_graph(data, config, cluster=None):
     else:
         optimizer = tf.train.AdamOptimizer(rate, epsilon=config.epsilon)
 
-    def network(images, training, replica=None):
-        return DenseNet(tf.cast(images, config.precision), config.blocks, config.growth_k, training,
-                        len(data.class_names), config.bottleneck, config.compression, config.transition_channels,
-                        config.stem, config.stem_channels, config.dropout_rate, config.first_block, replica).model
-
-    def losses_and_hits(logits, labels, smoothing=0.0):
-        with tf.name_scope("loss"):
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)  # [N]
-            if smoothing:  # Szegedy et al. 2016 (arXiv 1512.00567), section 7
-                losses = (1 - smoothing) * losses - smoothing * tf.reduce_mean(tf.nn.log_softmax(logits), 1)
-        with tf.name_scope("accuracy"):
-            return losses, tf.cast(tf.equal(tf.argmax(logits, 1), labels), tf.float32)  # [N], [N]
-
     towers = []  # of each replica: what is averaged over all of them
     for replica, its_images, its_labels in zip(cluster.replicas, cluster.split(images), cluster.split(labels)):
         with replica.scope():
-            losses, hits = losses_and_hits(network(its_images, True, replica), its_labels, config.label_smoothing)
-            cost, accuracy = tf.reduce_mean(losses), tf.reduce_mean(hits)
+            logits = logits_of(its_images, config, class_num, True, replica)
+            with tf.name_scope("loss"):
+                cost = tf.reduce_mean(loss_of(logits, its_labels, config.label_smoothing))
+            with tf.name_scope("accuracy"):
+                accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1), its_labels), tf.float32))
             gradients, variables = zip(*optimizer.compute_gradients(cost))
             statistics = [moment for _, mean, variance in replica.statistics for moment in (mean, variance)]
             towers.append([cost, accuracy, stop_request] + list(gradients) + statistics)
     cost, accuracy, stop, *means = cluster.mean(towers)
     gradients, statistics = list(zip(means, variables)), means[len(variables):]
+
+    wants_histograms = tf.placeholder_with_default(False, [], "wants_histograms")
+    with tf.name_scope("histograms"):
+        histograms = tf.cond(wants_histograms, lambda: histograms_of(gradients), lambda: tf.constant(b""))
 
     with tf.name_scope("optimizer"):
         decays = []
@@ -400,14 +474,11 @@ def build_graph(data, config, cluster=None):
         for advance, mean, variance in zip(advances, statistics[::2], statistics[1::2]):
             train = tf.group(train, *advance(mean, variance))
 
-    with tf.variable_scope(tf.get_variable_scope(), reuse=True), tf.name_scope("evaluation"):
+    with tf.name_scope("inference"):
         logits = []
         for replica, part in zip(cluster.replicas, cluster.split(images)):
             with tf.device(replica.device):
-                logits.append(network(part, training=False))
-                if config.flip_average:
-                    logits[-1] = (logits[-1] + network(tf.reverse(part, [2]), training=False)) / 2
-        test_losses, test_hits = losses_and_hits(tf.concat(logits, 0), labels)
+                logits.append(inference(part, config, class_num))
 
     # Saved with the weights, so that a resumed run knows what the best so far is.
     best_accuracy = tf.get_variable("best_accuracy", [], tf.float64, tf.zeros_initializer(), trainable=False)
@@ -419,10 +490,11 @@ def build_graph(data, config, cluster=None):
     cluster.build_agreement()
     return types.SimpleNamespace(
         images=images, labels=labels, rate=rate, global_step=global_step, train=train, cost=cost, accuracy=accuracy,
-        stop=stop, stop_request=stop_request,
-        test_losses=test_losses, test_hits=test_hits, best_accuracy=best_accuracy,
-        set_best=best_accuracy.assign(new_best), new_best=new_best, initialize=tf.global_variables_initializer(),
-        parameters=sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables()))
+        stop=stop, stop_request=stop_request, histograms=histograms, wants_histograms=wants_histograms,
+        best_accuracy=best_accuracy, set_best=best_accuracy.assign(new_best), new_best=new_best,
+        initialize=tf.global_variables_initializer(),
+        parameters=sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables()),
+        **build_evaluation(tf.concat(logits, 0), labels))
 
 
 def session_config(cluster=None):
@@ -433,13 +505,15 @@ def session_config(cluster=None):
 
 
 def Evaluate(sess, net, split, data, cluster=None):
-    """Mean loss and accuracy (a fraction) over every image of the split, the incomplete last batch included.
+    """An `Evaluation` of every image of the split, the incomplete last batch included.
 
-    Workers take turns with the batches.
+    Workers take turns with the batches; of the mistakes each knows its own.
     """
     batch_size = int(net.images.shape[0])
     cluster = cluster or Cluster()
-    loss_sum = hit_sum = 0.0
+    loss_sum = 0.0
+    confusion = np.zeros([len(data.class_names)] * 2)
+    mistakes = []
     for start in range(cluster.task * batch_size, len(split), len(cluster.workers) * batch_size):
         images = color_preprocessing(split.images[start:start + batch_size], data.mean, data.deviation)
         labels = split.labels[start:start + batch_size]
@@ -447,11 +521,17 @@ def Evaluate(sess, net, split, data, cluster=None):
         if count < batch_size:  # padded with copies of the first image, which are not counted
             images = np.concatenate([images, images[:1].repeat(batch_size - count, axis=0)])
             labels = np.concatenate([labels, labels[:1].repeat(batch_size - count)])
-        losses, hits = sess.run([net.test_losses, net.test_hits], {net.images: images, net.labels: labels})
-        loss_sum += losses[:count].sum(dtype=np.float64)
-        hit_sum += hits[:count].sum(dtype=np.float64)
-    loss_sum, hit_sum = cluster.total(sess, [loss_sum, hit_sum])
-    return loss_sum / len(split), hit_sum / len(split)
+        losses, predicted, probabilities = (values[:count] for values in sess.run(
+            [net.test_losses, net.test_predicted, net.test_probabilities], {net.images: images, net.labels: labels}))
+        labels = labels[:count]
+        loss_sum += losses.sum(dtype=np.float64)
+        np.add.at(confusion, (labels, predicted), 1)
+        mistakes += [(start + place, int(labels[place]), int(predicted[place]), float(probabilities[place]))
+                     for place in np.flatnonzero(predicted != labels)]
+    loss_sum, *confusion = cluster.total(sess, np.append(loss_sum, confusion))
+    mistakes.sort(key=lambda mistake: -mistake[3])
+    return Evaluation(loss_sum / len(split), np.array(confusion, np.int64).reshape([len(data.class_names)] * 2),
+                      mistakes[:SHOWN_MISTAKES])
 
 
 class Stopped(Exception):
@@ -504,7 +584,7 @@ def train(arguments=(), **overrides):
                 report.finished(result)
                 cluster.leave(sess)
                 return result
-            report.start(sess, data, net.parameters, step, steps_per_epoch)
+            report.start(sess, data, net.parameters, step)
             stop = 0
 
             def stop_signal():
@@ -524,31 +604,157 @@ def train(arguments=(), **overrides):
                 epoch, batches_done = divmod(step, steps_per_epoch)
                 for images, labels in prefetched(training_batches(data, config, epoch, batches_done, cluster.share)):
                     rate = learning_rate(step, total_steps, config)
-                    _, loss, accuracy, stop = sess.run(
-                        [net.train, net.cost, net.accuracy, net.stop],
+                    options, traced = report.tracing(step + 1) or (None, None)
+                    _, loss, accuracy, stop, histograms = sess.run(
+                        [net.train, net.cost, net.accuracy, net.stop, net.histograms],
                         {net.images: images, net.labels: labels, net.rate: rate,
-                         net.stop_request: interruption.signal_number or 0})
+                         net.stop_request: interruption.signal_number or 0,
+                         net.wants_histograms: bool(report.wants_histograms(step + 1))}, options, traced)
                     step += 1
-                    report.step(step, loss, accuracy, rate)
+                    report.step(step, loss, accuracy, rate, histograms, traced)
                     # Not after an epoch's last step: there validation comes first, and a resumed run would miss it.
                     if step % steps_per_epoch and (stop_signal() or report.checkpoint_is_due()):
                         save()
                 if len(data.validation):
-                    loss, accuracy = Evaluate(sess, net, data.validation, data, cluster)
-                    report.evaluated("validation", step, loss, accuracy)
-                    if accuracy > sess.run(net.best_accuracy):
-                        sess.run(net.set_best, {net.new_best: accuracy})
+                    evaluation = Evaluate(sess, net, data.validation, data, cluster)
+                    report.evaluated("validation", step, evaluation)
+                    if evaluation.accuracy > sess.run(net.best_accuracy):
+                        sess.run(net.set_best, {net.new_best: evaluation.accuracy})
                         checkpoints.save_best(sess, step)  # before the newest, which knows of it
                 if config.test_every_epoch:
-                    report.evaluated("test", step, *Evaluate(sess, net, data.test, data, cluster))
+                    report.evaluated("test", step, Evaluate(sess, net, data.test, data, cluster))
                 report.epoch(epoch + 1)
                 save()
 
-            loss, accuracy = Evaluate(sess, net, data.test, data, cluster)
-            report.evaluated("test", step, loss, accuracy)
-            result = report.result(step, loss, accuracy, net.parameters, config.shaping)
+            evaluation = Evaluate(sess, net, data.test, data, cluster)
+            report.evaluated("test", step, evaluation)
+            result = report.result(step, evaluation, net.parameters, config.shaping)
             cluster.leave(sess)
             return result
+
+
+def trained_run(arguments=(), **overrides):
+    """A run that was trained: its hyperparameters, its RunDirectory and what it knows of its data.
+
+    Raises:
+        UserError: bad hyperparameters; there is no such run, or it was trained with others than are given.
+    """
+    config = choose(arguments, **overrides)
+    directory = RunDirectory(os.path.join(config.model_dir, config.run_name), {})
+    trained_with = directory.read_json("settings.json")
+    if trained_with is None:
+        if config.dataset == "mnist" and config.digits_stand_in and "dataset" not in config.overridden:
+            digits = choose(**dict(config.overridden, dataset="digits"))  # as in `prepare_data`
+            if os.path.isdir(os.path.join(digits.model_dir, digits.run_name)):
+                return trained_run(**dict(config.overridden, dataset="digits"))
+        raise UserError("there is no trained run %s: leave mode out to train it, or set run_name; the runs in %s are %s"
+                        % (directory.path, config.model_dir, ", ".join(runs_in(config.model_dir)) or "none"))
+    facts = trained_with.pop("data")
+    trained = choose(**dict(config.overridden, **dict(trained_with, run_name=config.run_name)))
+    for name in set(config.overridden) & set(trained_with):
+        if getattr(trained, name) != getattr(config, name):
+            raise UserError("%s was trained with %s=%s, not %s: leave that out, or name the run that is meant"
+                            % (directory.path, name, settings.shown(getattr(trained, name)),
+                               settings.shown(getattr(config, name))))
+    return trained, directory, facts
+
+
+def evaluate(arguments=(), **overrides):
+    """Evaluates a run's checkpoint on the test images, precisely as training does; shows and writes what comes of it.
+
+    Returns:
+        the content of the run's evaluation.json.
+    Raises:
+        UserError: bad hyperparameters, no such run, no intact checkpoint, or other data than it was trained on.
+    """
+    config, directory, facts = trained_run(arguments, **overrides)
+    data, config = prepare_data(config)
+    if data.fingerprint() != facts:
+        raise UserError("the images of %s are not those that %s was trained on: put these back, or look at others with "
+                        "mode=predict" % (data.name, directory.path))
+    with tf.Graph().as_default() as graph, tf.Session(config=session_config(), graph=graph) as sess:
+        images = tf.placeholder(tf.float32, (config.batch_size,) + data.image_shape, "images")
+        labels = tf.placeholder(tf.int64, [config.batch_size], "labels")
+        logits = inference(images, config, len(data.class_names))
+        net = types.SimpleNamespace(images=images, labels=labels, **build_evaluation(logits, labels))
+        used = Checkpoints(directory).restore_for_use(sess, config.checkpoint)
+        evaluation = Evaluate(sess, net, data.test, data)
+    return report_evaluation(config, directory, used, evaluation, data)
+
+
+def serving_graph(config, facts):
+    """Builds, in the default graph, what a trained network makes of images as they are; in float32 in any case.
+
+    Returns:
+        placeholder uint8 [N, H, W, C]; class probabilities float32 [N, classes]; class names, string [classes].
+    """
+    images = tf.placeholder(tf.uint8, [None] + facts["image_shape"], "images")
+    with tf.variable_scope("normalization"):  # by the training set's statistics, which the checkpoint has
+        mean, deviation = (tf.get_variable(name, [facts["image_shape"][2]]) for name in ("mean", "deviation"))
+    config = types.SimpleNamespace(**dict(vars(config), precision="float32"))
+    logits = inference((tf.cast(images, tf.float32) - mean) / deviation, config, len(facts["class_names"]))
+    return images, tf.nn.softmax(logits, name="probabilities"), tf.constant(facts["class_names"], name="class_names")
+
+
+def predict(arguments=(), **overrides):
+    """Shows what a run's network sees in image files.
+
+    Returns:
+        [{"image": path, "classes": [names, the most probable first], "probabilities": [of these]}].
+    Raises:
+        UserError: bad hyperparameters, no such run, no intact checkpoint; in the end, a file that is no image.
+    """
+    config, directory, facts = trained_run(arguments, **overrides)
+    if not config.images:
+        raise UserError("mode=predict looks at images: name files or folders, images=a.png,folder/")
+    height, _, channels = facts["image_shape"]
+    side = image_folder.stored_side(config.image_size, config.crop_area) if config.image_size else height
+    margin = (side - height) // 2
+    answers, failed = [], 0
+    with tf.Graph().as_default() as graph, tf.Session(config=session_config(), graph=graph) as sess:
+        images, probabilities, _ = serving_graph(config, facts)
+        say("by %s" % Checkpoints(directory).restore_for_use(sess, config.checkpoint))
+        for file in [file for path in config.images for file in image_folder.files_under(path)]:
+            try:
+                pixels = image_folder.read_image(file, side, channels)
+            except Exception as error:  # of any kind, as its docstring says
+                say("%s  skipped: no image that can be read (%s)" % (file, " ".join(str(error).split())))
+                failed += 1
+                continue
+            pixels = pixels[margin:margin + height, margin:margin + height]
+            found = sess.run(probabilities, {images: pixels[None]})[0]
+            order = np.argsort(-found)
+            answers.append({"image": file, "classes": [facts["class_names"][index] for index in order],
+                            "probabilities": found[order].tolist()})
+            say("%s  %s" % (file, "  ".join("%s %.2f%%" % (facts["class_names"][index], 100 * found[index])
+                                            for index in order[:3])))
+    if config.json:
+        write_json(config.json, answers, "json")
+    if failed:
+        raise UserError("%d of %d files were skipped, as said above" % (failed, failed + len(answers)))
+    return answers
+
+
+def export(arguments=(), **overrides):
+    """Writes a run's network, from raw pixels to probabilities, as a SavedModel and as a frozen graph.
+
+    Returns:
+        (the path of the SavedModel, that of the frozen graph).
+    Raises:
+        UserError: bad hyperparameters, no such run, no intact checkpoint; they are there already, cannot be written.
+    """
+    config, directory, facts = trained_run(arguments, **overrides)
+    with tf.Graph().as_default() as graph, tf.Session(config=session_config(), graph=graph) as sess:
+        images, probabilities, class_names = serving_graph(config, facts)
+        used = Checkpoints(directory).restore_for_use(sess, config.checkpoint)
+        step = used.rpartition("-")[2]
+        written = export_graph(sess, {"images": images}, {"probabilities": probabilities, "class_names": class_names},
+                               os.path.join(directory.path, "export-%s" % step))
+    say("exported %s as %s (SavedModel) and %s (frozen graph)" % ((used,) + written))
+    return written
+
+
+MODES = {"train": train, "evaluate": evaluate, "predict": predict, "export": export}
 
 
 def main(arguments):
@@ -560,7 +766,7 @@ def main(arguments):
             say("Hyperparameters, with their values for dataset=%s:" % config.dataset)
             say(settings.help_text(sys.modules[__name__], vars(config)))
         else:
-            train(arguments)
+            MODES[choose(arguments).mode](arguments)
     except UserError as error:
         print("Densenet.py: %s" % error, file=sys.stderr)
         return 1

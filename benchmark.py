@@ -75,7 +75,7 @@ def measure(name, precision, batch_size, steps):
         sess.run(net.initialize)
         first_step, training = seconds(lambda: sess.run([net.train, net.cost, net.accuracy], feed), steps)
         used = peak_megabytes() - bare
-        _, inference = seconds(lambda: sess.run([net.test_losses, net.test_hits], feed), steps)
+        _, inference = seconds(lambda: sess.run([net.test_losses, net.test_predicted], feed), steps)
         parameters = net.parameters
     forward = multiply_adds(config, image_shape, class_num)
     gflops = 6 * forward * config.batch_size / training / 1e9  # the gradients: twice forward

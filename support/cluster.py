@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorflow.python.ops import collective_ops
 
@@ -223,15 +224,14 @@ class Cluster:
             sess.run(self._copy)
 
     def total(self, sess, values):
-        """The sums of numbers over all workers."""
-        if self.alone:
-            return list(values)
-        return list(sess.run(self._total, {self._value: [float(value) for value in values]}))
+        """The sums of numbers over all workers, float64 [number of them]."""
+        values = np.asarray(values, np.float64)
+        return values if self.alone else sess.run(self._total, {self._value: values})
 
     def compare(self, sess, settings):
         """Raises UserError if not all workers have equal settings, a dictionary of plain values."""
         own = zlib.crc32(json.dumps(settings, sort_keys=True).encode())
-        if self.total(sess, [own]) != [len(self.workers) * own]:
+        if self.total(sess, [own])[0] != len(self.workers) * own:
             raise UserError("the workers have different hyperparameters or data: start all with the same command, and "
                             "with the same files")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import math
 import os
 import tarfile
 import zlib
@@ -10,6 +11,8 @@ import numpy as np
 
 from support import UserError
 
+MOST_MEASURED = 60000  # training images whose mean and deviation are taken; of more, as many evenly spread ones
+CHUNK = 4096  # images that are read at a time
 MOST_DEFLATE_GAINS = 1032  # no deflate stream grows by more than this factor when it is unpacked
 
 
@@ -44,6 +47,7 @@ class DataSet:
     mean: np.ndarray
     deviation: np.ndarray
     border: np.ndarray
+    checksum: int = None  # of all images, where these are not to be read for it
 
     @property
     def image_shape(self):
@@ -52,17 +56,22 @@ class DataSet:
 
     def fingerprint(self):
         """What identifies the data and how it was split, as a dictionary of plain values."""
-        crc = 0
+        crc = self.checksum or 0
         for split in (self.train, self.validation, self.test):
-            crc = zlib.crc32(split.labels.astype("<i8").tobytes(), zlib.crc32(np.ascontiguousarray(split.images), crc))
-        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test), "crc32": crc}
+            if self.checksum is None:
+                crc = zlib.crc32(np.ascontiguousarray(split.images), crc)
+            crc = zlib.crc32(split.labels.astype("<i8").tobytes(), crc)
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test), "crc32": crc,
+                "image_shape": list(self.image_shape), "class_names": list(self.class_names)}
 
 
-def data_set(name, train, test, class_names, validation_size, black_border):
+def data_set(name, train, test, class_names, validation_size, black_border, checksum=None):
     """A DataSet whose validation split is a fixed random choice, whatever the run's seed, from the training split.
 
     Args:
+        train, test: Splits; their images may be an object that reads those that are asked for, with a method `subset`.
         black_border: whether black lies beyond an image's edge, as around a digit, or the mean pixel.
+        checksum: of all images, where these are not to be read for it.
     Raises:
         DataError: the validation split would leave no training images.
     """
@@ -71,18 +80,23 @@ def data_set(name, train, test, class_names, validation_size, black_border):
                         % (validation_size, len(train), name))
     order = np.random.RandomState(0).permutation(len(train))
     kept, held_out = np.sort(order[validation_size:]), np.sort(order[:validation_size])
-    kept_images = train.images[kept]
+    subset = getattr(train.images, "subset", train.images.__getitem__)
+    kept_images = subset(kept)
     # From the counts of the 256 byte values: exact, and no float copy of all images.
-    counts = np.stack([np.bincount(kept_images[..., channel].ravel(), minlength=256)
-                       for channel in range(kept_images.shape[-1])])
+    counts = np.zeros([kept_images.shape[-1], 256], np.int64)
+    step = math.ceil(len(kept) / MOST_MEASURED)
+    measured = kept_images if step == 1 else subset(kept[::step])
+    for start in range(0, len(measured), CHUNK):
+        chunk = measured[start:start + CHUNK]
+        counts += [np.bincount(chunk[..., channel].ravel(), minlength=256) for channel in range(chunk.shape[-1])]
     values = np.arange(256.0)
     mean = counts @ values / counts.sum(1)
     deviation = np.sqrt(np.maximum(counts @ values ** 2 / counts.sum(1) - mean ** 2, 1.0))
     mean, deviation = mean.astype(np.float32), deviation.astype(np.float32)
     border = -mean / deviation if black_border else np.zeros_like(mean)
     return DataSet(name, Split(kept_images, train.labels[kept]),
-                   Split(train.images[held_out], train.labels[held_out]), test, tuple(class_names),
-                   mean, deviation, border)
+                   Split(subset(held_out), train.labels[held_out]), test, tuple(class_names),
+                   mean, deviation, border, checksum)
 
 
 def color_preprocessing(images, mean, deviation):

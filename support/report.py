@@ -7,11 +7,16 @@ import sys
 import time
 
 import tensorflow.compat.v1 as tf
+from tensorboard.plugins.hparams import summary as hparams_summary
+from tensorflow.python.client.timeline import Timeline
 from tqdm import tqdm
 
 from support import UserError, say
+from support.evaluation import confusion_picture, mistakes_picture
 from support.run_directory import locked
+from support.settings import shown
 
+HISTOGRAMS = 20  # times in a run
 POINT_STEPS = 50  # a point of the training curves is the mean of so many steps
 LINE_SECONDS = 30.0  # between the progress lines where there is no terminal
 
@@ -33,6 +38,50 @@ class EventFile:
         self._file.close()
 
 
+def evaluation_summary(evaluation, images, class_names):
+    """What TensorBoard shows of an evaluation, a tf.Summary; `images`: those that its mistakes name."""
+    summary = tf.Summary()
+    summary.value.add(tag="loss", simple_value=evaluation.loss)
+    summary.value.add(tag="accuracy", simple_value=evaluation.accuracy)
+    pictures = {"confusion_matrix": confusion_picture(evaluation.confusion, class_names)}
+    if evaluation.mistakes:
+        pictures["most_confident_mistakes"] = mistakes_picture(images, evaluation.mistakes, class_names)
+    for tag, (png, width, height) in pictures.items():
+        summary.value.add(tag=tag, image=tf.Summary.Image(
+            encoded_image_string=png, width=width, height=height, colorspace=3))
+    return summary
+
+
+def report_evaluation(config, directory, checkpoint, evaluation, data):
+    """Prints an evaluation of the test images, writes it to evaluation.json and for TensorBoard.
+
+    Args:
+        checkpoint: the path of the one that was evaluated.
+    Returns:
+        the content of evaluation.json. One with other content gets another name first.
+    """
+    for line in evaluation.table(data.class_names):
+        say(line)
+    content = dict(evaluation.as_json(data.class_names), dataset=config.dataset, tensorflow=tf.VERSION,
+                   checkpoint=os.path.relpath(checkpoint, directory.path))
+    if directory.read_json("evaluation.json") not in (None, content):
+        directory.keep_json("evaluation.json")
+    directory.write_json("evaluation.json", content)
+    folder = os.path.join(config.log_dir, config.run_name, "test")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        file = EventFile(folder)
+        file.add(int(checkpoint.rpartition("-")[2]),
+                 summary=evaluation_summary(evaluation, data.test.images, data.class_names))
+        file.close()
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError("cannot write the logs in %s (%s): set log_dir to a folder that can be written"
+                        % (config.log_dir, getattr(error, "strerror", error))) from None
+    say("test accuracy %.2f%%, loss %.4f, of %s (%s)" % (
+        100 * evaluation.accuracy, evaluation.loss, checkpoint, os.path.join(directory.path, "evaluation.json")))
+    return content
+
+
 class Report:
     """Follows one run; a context manager. The clock counts training steps alone, the process's first one excluded."""
 
@@ -40,6 +89,7 @@ class Report:
         self.config = config
         self.directory = directory
         self.cluster = cluster
+        self.data = None
         self.steps_per_epoch = None
         self._files = {}
         self._log_problem = None
@@ -60,10 +110,11 @@ class Report:
 
     # Start and end
 
-    def start(self, sess, data, parameters, step, steps_per_epoch):
+    def start(self, sess, data, parameters, step):
         """Prints the header and opens TensorBoard's files, for a run that is at `step`."""
         config = self.config
-        self.steps_per_epoch = steps_per_epoch
+        self.data = data
+        self.steps_per_epoch = len(data.train) // config.batch_size
         devices = [device.name for device in sess.list_devices() if device.device_type == "GPU"]
         say("DenseNet on %s: %d training, %d validation, %d test images of %s"
             % (data.name, len(data.train), len(data.validation), len(data.test), "x".join(map(str, data.image_shape))))
@@ -78,7 +129,7 @@ class Report:
             self._train_seconds = progress.get("train_seconds", 0.0)
             self._timed_steps = progress.get("timed_steps", 0)
             say("resuming after step %d, epoch %.1f of %d"
-                % (step, step / steps_per_epoch, config.total_epochs))
+                % (step, step / self.steps_per_epoch, config.total_epochs))
             before = progress.get("total_epochs", config.total_epochs)
             if before != config.total_epochs:
                 say("total_epochs was %d and is now %d: the learning-rate schedule now ends there"
@@ -88,7 +139,7 @@ class Report:
                 say("%d device%s shared each batch until then, %d from now on: rounding, dropout masks and batch "
                     "normalization differ" % (before, "s" if before > 1 else "", self.cluster.count))
         try:
-            for split in ("train", "validation", "test"):
+            for split in ("train", "validation", "test", ""):
                 os.makedirs(self._log_path(split), exist_ok=True)
             self._lock = locked(self._log_path(""))  # a run in another model_dir may have the same name
             for split in ("train", "validation", "test"):
@@ -97,6 +148,9 @@ class Report:
                 self._files[split].add(step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
             if step == 0:
                 self._files["train"].add(graph_def=sess.graph.as_graph_def(add_shapes=True).SerializeToString())
+            self._files[""] = EventFile(self._log_path(""))
+            for summary in self._hyperparameters():
+                self._files[""].add(step, summary=summary)
         except (OSError, tf.errors.OpError) as error:
             raise UserError("cannot write the logs in %s (%s): set log_dir to a folder that can be written"
                             % (self.config.log_dir, getattr(error, "strerror", error))) from None
@@ -112,15 +166,28 @@ class Report:
             % (self.directory.path, result["epochs"], 100 * result["test_accuracy"],
                os.path.join(self.directory.path, "result.json")))
 
-    def result(self, step, loss, accuracy, parameters, hyperparameters):
+    def _hyperparameters(self):
+        """Summaries for TensorBoard's text and HParams tabs."""
+        values = dict(self.config.shaping, total_epochs=self.config.total_epochs)
+        lines = ["| hyperparameter | value |", "| --- | --- |"]
+        lines += ["| %s | %s |" % (name, shown(value)) for name, value in values.items()]
+        text = tf.Summary()
+        metadata = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(plugin_name="text"))
+        text.value.add(tag="hyperparameters", metadata=metadata, tensor=tf.make_tensor_proto("\n".join(lines)))
+        yield text
+        yield hparams_summary.session_start_pb({
+            name: value if isinstance(value, (bool, int, float, str)) else shown(value)
+            for name, value in values.items()})
+
+    def result(self, step, evaluation, parameters, hyperparameters):
         """Writes result.json, prints the last line; returns the content of result.json."""
         result = {
             "dataset": self.config.dataset,
             "parameters": parameters,
             "epochs": step // self.steps_per_epoch,
             "steps": step,
-            "test_accuracy": accuracy,
-            "test_loss": loss,
+            "test_accuracy": evaluation.accuracy,
+            "test_loss": evaluation.loss,
             "checkpoint": "dense.ckpt-%d" % step,
             "train_seconds": round(self._train_seconds, 3),
             "images_per_second": round(self._images_per_second(), 1),
@@ -129,14 +196,35 @@ class Report:
         }
         self.directory.write_json("result.json", result)
         say("test accuracy %.2f%%, loss %.4f, of the weights after epoch %d (%s)"
-            % (100 * accuracy, loss, result["epochs"], os.path.join(self.directory.path, "result.json")))
+            % (100 * evaluation.accuracy, evaluation.loss, result["epochs"],
+               os.path.join(self.directory.path, "result.json")))
+        ended = hparams_summary.session_end_pb("STATUS_SUCCESS")
+        self._log(lambda: self._files[""].add(step, summary=ended))
         self._stop_if_it_cannot_log()
         return result
 
     # While it trains
 
-    def step(self, step, loss, accuracy, rate):
-        """Takes in what training step number `step` (from 1) gave. Raises UserError if the loss is no number."""
+    def wants_histograms(self, step):
+        """Whether step number `step` (from 1) is to give histograms: the last one of some epochs."""
+        epoch, steps = divmod(step, self.steps_per_epoch)
+        return steps == 0 and epoch % math.ceil(self.config.total_epochs / HISTOGRAMS) == 0
+
+    def tracing(self, step):
+        """(tf.RunOptions, tf.RunMetadata) for a step whose operations are to be timed, else None."""
+        if step == self.config.trace_step:
+            return tf.RunOptions(trace_level=tf.RunOptions.FULL_TRACE), tf.RunMetadata()
+        return None
+
+    def step(self, step, loss, accuracy, rate, histograms=b"", traced=None):
+        """Takes in what training step number `step` (from 1) gave.
+
+        Args:
+            histograms: a serialized tf.Summary, or nothing.
+            traced: the tf.RunMetadata of a step whose operations were timed.
+        Raises:
+            UserError: the loss is no number.
+        """
         now = time.monotonic()
         if not math.isfinite(loss):
             raise UserError("the loss is %s at step %d, epoch %d, learning rate %g: lower init_learning_rate or raise "
@@ -152,6 +240,10 @@ class Report:
             self._write("train", step, loss=self._point[0] / self._point[2], accuracy=self._point[1] / self._point[2],
                         learning_rate=rate, images_per_second=self._images_per_second())
             self._point = [0.0, 0.0, 0]
+        if histograms:
+            self._log(lambda: self._files["train"].add(step, summary=tf.Summary.FromString(histograms)))
+        if traced is not None:
+            self._log(lambda: self._write_trace(step, traced))
         self._show_progress(step, loss, now)
 
     def checkpoint_is_due(self):
@@ -170,13 +262,16 @@ class Report:
         self._stop_if_it_cannot_log()
         self._last_save = self._clock = time.monotonic()
 
-    def evaluated(self, split, step, loss, accuracy):
-        """Takes in an evaluation of a split."""
+    def evaluated(self, split, step, evaluation):
+        """Takes in an Evaluation of a split."""
+        loss, accuracy = evaluation.loss, evaluation.accuracy
         if not math.isfinite(loss):
             raise UserError("the %s loss is %s after step %d: lower init_learning_rate or raise epsilon; the "
                             "checkpoints before it are kept" % (split, loss, step))
         self._evaluated[split] = (loss, accuracy)
-        self._write(split, step, loss=loss, accuracy=accuracy)
+        images = getattr(self.data, split).images
+        self._log(lambda: self._files[split].add(
+            step, summary=evaluation_summary(evaluation, images, self.data.class_names)))
 
     def epoch(self, epoch):
         """Prints the line of the epoch (from 1) that has ended."""
@@ -202,6 +297,15 @@ class Report:
     def _write(self, split, step, **values):
         summary = tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._log(lambda: self._files[split].add(step, summary=summary))
+
+    def _write_trace(self, step, traced):
+        tag = "step %d" % step
+        self._files["train"].add(step, tagged_run_metadata=tf.summary.TaggedRunMetadata(
+            tag=tag, run_metadata=traced.SerializeToString()))
+        path = os.path.join(self._log_path(""), "trace-step-%d.json" % step)
+        with open(path, "w") as file:
+            file.write(Timeline(traced.step_stats).generate_chrome_trace_format())
+        say("traced step %d: %s (chrome://tracing opens it)" % (step, path))
 
     def _log(self, write):
         """Writes to TensorBoard's files; where that fails, the run stops once it is saved."""

@@ -110,15 +110,7 @@ class RunDirectory:
 
     def write_json(self, name, content):
         """Writes a JSON file: complete under its name, or not at all. Raises UserError if it cannot."""
-        path = os.path.join(self.path, name)
-        try:
-            with open(path + ".new", "w") as file:
-                json.dump(content, file, indent=2, sort_keys=True)
-                file.write("\n")
-            os.replace(path + ".new", path)
-        except OSError as error:
-            raise UserError("cannot write %s (%s): make room there, or set model_dir to a folder that can be written"
-                            % (path, error.strerror)) from None
+        write_json(os.path.join(self.path, name), content, "model_dir")
 
     def keep_json(self, name):
         """Gives a JSON file that is about to be written anew another name: result.json, then result-1.json, …"""
@@ -138,6 +130,30 @@ class RunDirectory:
             if match:
                 found.add((int(match.group(2)), os.path.join(os.path.dirname(path), match.group(1))))
         return sorted(found, reverse=True)
+
+
+def write_json(path, content, setting):
+    """Writes a JSON file: complete under its name, or not at all.
+
+    Args:
+        setting: the name of the setting that says where it goes.
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with open(path + ".new", "w") as file:
+            json.dump(content, file, indent=2, sort_keys=True)
+            file.write("\n")
+        os.replace(path + ".new", path)
+    except OSError as error:
+        raise UserError("cannot write %s (%s): make room there, or set %s to a place that can be written"
+                        % (path, error.strerror, setting)) from None
+
+
+def runs_in(model_dir):
+    """The names of the runs in a folder."""
+    return sorted(os.path.basename(os.path.dirname(path))
+                  for path in glob.glob(os.path.join(glob.escape(model_dir), "*", "settings.json")))
 
 
 class Checkpoints:
@@ -188,6 +204,42 @@ class Checkpoints:
         """
         found = sorted(self.directory.checkpoints() + self.directory.checkpoints("best"),
                        key=lambda entry: entry[0], reverse=True)
+        if self._restore_first(session, found):
+            return True
+        # progress.json is written after each save: without it, what was found is a first save that was broken off.
+        if found and os.path.exists(os.path.join(self.directory.path, "progress.json")):
+            raise UserError("no checkpoint in %s is intact, and nothing is started afresh over them: "
+                            "move the folder away, or set run_name to another name" % self.directory.path)
+        return False
+
+    def restore_for_use(self, session, chosen=None):
+        """Restores the best checkpoint on validation, or the newest one where there is none that is intact.
+
+        Args:
+            chosen: the one to restore instead: a path, or a name in the run's directory, `dense.ckpt-<step>`.
+        Returns:
+            the path of the one that was restored.
+        Raises:
+            UserError: there is none that is intact.
+        """
+        found = self.directory.checkpoints("best") + self.directory.checkpoints()
+        if chosen:
+            name = re.sub(r"\.(index|data-\d+-of-\d+)$", "", chosen)
+            paths = [os.path.join(folder, name) for folder in ("", self.directory.path,
+                                                               os.path.join(self.directory.path, "best"))]
+            found = [(0, path) for path in paths if os.path.exists(path + ".index")][:1]
+            if not found:
+                raise UserError("there is no checkpoint %s: those of this run are %s" % (chosen, ", ".join(
+                    path for _, path in self.directory.checkpoints("best") + self.directory.checkpoints()) or "none"))
+        restored = self._restore_first(session, found)
+        if not restored:
+            raise UserError("%s: train the run again, under another run_name"
+                            % ("%s is damaged" % chosen if chosen else "no checkpoint of %s is intact"
+                               % self.directory.path))
+        return restored
+
+    def _restore_first(self, session, found):
+        """Restores the first intact one of [(step, path)]; returns its path, or None."""
         for _, prefix in found:
             try:
                 self.saver.restore(session, prefix)
@@ -197,9 +249,5 @@ class Checkpoints:
             except tf.errors.OpError as error:
                 raise UserError("cannot restore %s (%s): if it was saved by another version of the network, set "
                                 "run_name to another name" % (prefix, error.message.splitlines()[0])) from None
-            return True
-        # progress.json is written after each save: without it, what was found is a first save that was broken off.
-        if found and os.path.exists(os.path.join(self.directory.path, "progress.json")):
-            raise UserError("no checkpoint in %s is intact, and nothing is started afresh over them: "
-                            "move the folder away, or set run_name to another name" % self.directory.path)
-        return False
+            return prefix
+        return None

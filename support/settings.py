@@ -79,6 +79,16 @@ def one_of(choices):
     return Kind("one of " + ", ".join(choices), parse)
 
 
+def paths():
+    """Paths, separated by commas, of files or folders; ~ is the user's home."""
+    def parse(given):
+        parts = given.split(",") if isinstance(given, str) else given
+        if not parts or any("\0" in part or not part for part in parts):
+            raise ValueError
+        return tuple(os.path.expanduser(part) for part in parts)
+    return Kind("paths, separated by commas", parse)
+
+
 def path():
     """A path, of a folder for instance; ~ is the user's home."""
     def parse(given):

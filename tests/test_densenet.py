@@ -250,7 +250,8 @@ def test_evaluation_counts_every_image(tiny_mnist):
         with tf.Graph().as_default(), tf.Session() as sess:
             net = Densenet.build_graph(data, config)
             sess.run(net.initialize)
-            results.append(Densenet.Evaluate(sess, net, data.test, data))
+            evaluation = Densenet.Evaluate(sess, net, data.test, data)
+            results.append((evaluation.loss, evaluation.accuracy))
     assert results[1] == pytest.approx(results[0], rel=1e-5) and results[2] == pytest.approx(results[0], rel=1e-5)
 
 
@@ -279,9 +280,9 @@ def test_a_run_writes_what_it_promises(tiny_mnist, folder, capsys, monkeypatch):
     losses = []
     take_in = Report.step
 
-    def spied(self, step, loss, accuracy, rate):
+    def spied(self, step, loss, accuracy, rate, *others):
         losses.append(loss)
-        take_in(self, step, loss, accuracy, rate)
+        take_in(self, step, loss, accuracy, rate, *others)
 
     monkeypatch.setattr(Report, "step", spied)
     result = Densenet.train(data_dir=tiny_mnist, run_name="tiny", **dict(TINY, total_epochs=10))

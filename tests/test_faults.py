@@ -342,7 +342,7 @@ def test_a_full_disk_under_the_logs_alone(tiny_mnist, folder, monkeypatch):
 
     def full(self, step=0, **content):
         calls.append(step)
-        if len(calls) > 7:  # after what opens the files
+        if len(calls) > 10:  # after what opens the files
             raise OSError(28, "No space left on device")
         add(self, step, **content)
 

@@ -1,0 +1,259 @@
+"""Your own images: a folder with a sub-folder for each class, decoded once into a cache that training reads from."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from support import UserError, say
+from support.data import DataError, Split, data_set
+from support.run_directory import fcntl
+
+CHANNELS = 3
+TEST_SHARE = 1 / 6  # of each class's images, drawn at random but always the same, where no test images are given
+LISTED = 10  # files that cannot be read are named, at most so many on the terminal
+CROP_MARGIN = 8 / 7  # images that are cropped at random are kept larger by this factor, as 256 is to 224
+IGNORED = ("Thumbs.db", "desktop.ini")
+
+
+def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir="cache"):
+    """The images under a folder as a DataSet: uint8 [N, image_size, image_size, 3], read from the cache when taken.
+
+    Args:
+        data_dir: holds a sub-folder for each class, or `train` and `test` (or `val`) with one for each class.
+        crop_area: see `Images.crops`.
+        cache_dir: where the decoded images are kept, in a folder of their own.
+    Raises:
+        DataError: there are no classes, or one of them has no image that can be read.
+        UserError: the cache cannot be written.
+    """
+    classes, files = _listed(data_dir)
+    side = stored_side(image_size, crop_area)
+    digest = hashlib.sha256()
+    for path, label, test in files:
+        facts = os.stat(path)
+        digest.update(repr((os.path.relpath(path, data_dir), label, test, facts.st_size,
+                            facts.st_mtime_ns)).encode("utf-8", "surrogateescape"))
+    name = "%s-%dpx-%s" % (os.path.basename(os.path.abspath(data_dir)), side, digest.hexdigest()[:12])
+    cache = os.path.join(cache_dir, name)
+    try:
+        os.makedirs(cache_dir, exist_ok=True)
+        with _locked(cache + ".lock"):
+            if not os.path.isdir(cache):
+                _decode(files, side, data_dir, cache)
+            index = np.load(os.path.join(cache, "index.npz"))
+            pixels = np.memmap(os.path.join(cache, "pixels"), np.uint8, "r",
+                               shape=(len(index["labels"]), side, side, CHANNELS))
+    except (OSError, ValueError) as error:
+        raise UserError("cannot write or read the decoded images in %s (%s): make room there, or set cache_dir to "
+                        "another folder" % (cache_dir, getattr(error, "strerror", None) or error)) from None
+    skipped = index["skipped"].tolist()
+    for line in skipped[:LISTED]:
+        say("skipped %s" % line)
+    if len(skipped) > LISTED:
+        say("skipped %d more: all are in %s" % (len(skipped) - LISTED, os.path.join(cache, "skipped.txt")))
+    labels, test = index["labels"], index["test"]
+    for split, missing in (("training", set(range(len(classes))) - set(labels[~test].tolist())),
+                           ("test", set() if test.any() else {0})):
+        if missing:
+            raise DataError("%s has no %s image of the class %s that can be read: put some there, or take the folder "
+                            "away" % (data_dir, split, classes[min(missing)]))
+
+    def split(rows):
+        return Split(Images(pixels, rows, image_size), labels[rows])
+
+    return data_set("folder", split(np.flatnonzero(~test)), split(np.flatnonzero(test)), classes, validation_size,
+                    black_border=False, checksum=int(index["checksum"]))
+
+
+def stored_side(image_size, crop_area):
+    """Pixels along a side of a stored image, of which a network sees `image_size`."""
+    return image_size if crop_area == 1.0 else int(round(image_size * CROP_MARGIN))
+
+
+class Images:
+    """Some rows of the stored pixels [M, S, S, 3], as uint8 [N, size, size, 3]: of each its centre.
+
+    As an array that is read when it is indexed: the operating system keeps in memory what fits there.
+    """
+
+    def __init__(self, pixels, rows, size):
+        self._pixels = pixels
+        self._rows = rows
+        self._size = size
+        self.shape = (len(rows), size, size, pixels.shape[3])
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, chosen):
+        start = (self._pixels.shape[1] - self._size) // 2
+        centre = slice(start, start + self._size)
+        return self._pixels[self._rows[chosen]][..., centre, centre, :]
+
+    def subset(self, chosen):
+        """These of the images, without reading them."""
+        return Images(self._pixels, self._rows[chosen], self._size)
+
+    def crops(self, batches, boxes):
+        """Yields uint8 [n, size, size, 3] for each batch; `tf.data` reads and resizes ahead, on all cores.
+
+        Args:
+            batches: int64 [batches, n], the images of each.
+            boxes: float32 [batches, n, 4], the part of each that is shown: left, top, right, bottom, as shares of its
+                side; see `random_boxes`.
+        """
+        size = self._size
+
+        def crop(row, box):
+            image = self._pixels[row]
+            if image.shape[0] == size and (box == [0, 0, 1, 1]).all():
+                return image
+            return np.asarray(Image.fromarray(image).resize(
+                (size, size), Image.BILINEAR, box=tuple(float(edge) * image.shape[0] for edge in box)))
+
+        def cropped(row, box):
+            image = tf.numpy_function(crop, [row, box], tf.uint8)
+            image.set_shape([size, size, CHANNELS])
+            return image
+
+        with tf.Graph().as_default(), tf.device("/cpu:0"):
+            rows = tf.placeholder(tf.int64, [None])
+            parts = tf.placeholder(tf.float32, [None, 4])
+            images = tf.data.Dataset.from_tensor_slices((rows, parts)).map(cropped, os.cpu_count())
+            iterator = tf.data.make_initializable_iterator(images.batch(batches.shape[1]).prefetch(2))
+            following = iterator.get_next()
+            with tf.Session(config=tf.ConfigProto(device_count={"GPU": 0})) as sess:
+                sess.run(iterator.initializer, {rows: self._rows[batches.ravel()], parts: boxes.reshape(-1, 4)})
+                for _ in batches:
+                    yield sess.run(following)
+
+
+def random_boxes(count, crop_area, random):
+    """Parts of images as Szegedy et al. 2015 (arXiv 1409.4842, section 6) draw them: float32 [count, 4], see `crops`.
+
+    Args:
+        crop_area: the least share of the area; the sides' ratio goes from 3/4 to 4/3.
+        random: as in `data_augmentation`.
+    """
+    if crop_area == 1.0:
+        return np.tile(np.float32([0, 0, 1, 1]), (count, 1))
+    area, log_ratio, left, top = random.uniform(0.0, 1.0, (4, count))
+    area = crop_area + (1 - crop_area) * area
+    ratio = np.exp(np.log(4 / 3) * (2 * log_ratio - 1))
+    width, height = np.minimum(1, np.sqrt(area * ratio)), np.minimum(1, np.sqrt(area / ratio))
+    left, top = left * (1 - width), top * (1 - height)
+    return np.stack([left, top, left + width, top + height], 1).astype(np.float32)
+
+
+def read_image(path, side, channels):
+    """Any image that Pillow reads, upright, on white where it is transparent, its centre: uint8 [side, side, channels].
+
+    Args:
+        channels: 1 for grey, 3 for red, green and blue.
+    Raises:
+        Exception: of many kinds, if it is no image or damaged; decoders raise what they come upon.
+    """
+    with Image.open(path) as image:
+        image.draft("RGB", (side, side))  # a large JPEG is decoded at a fraction of its size
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits of grey
+            image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))
+        if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+        image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (side, side), Image.BILINEAR)
+        return np.asarray(image).reshape(side, side, channels)
+
+
+def files_under(path):
+    """The files under a folder, at any depth, sorted, hidden ones left out; of a file, itself."""
+    if not os.path.isdir(path):
+        return [path]
+    found = []
+    for folder, folders, names in os.walk(path, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(folder, name) for name in names if not name.startswith(".") and name not in IGNORED]
+    return sorted(found)
+
+
+def _listed(data_dir):
+    """(class names, [(path, label, whether it is a test image)])."""
+    def folders_in(folder):
+        try:
+            return sorted(name for name in os.listdir(folder)
+                          if not name.startswith(".") and os.path.isdir(os.path.join(folder, name)))
+        except OSError as error:
+            raise DataError("%s cannot be read as a folder (%s): set data_dir to the folder that holds a sub-folder of "
+                            "images for each class" % (folder, error.strerror)) from None
+
+    names = folders_in(data_dir)
+    train = os.path.join(data_dir, "train") if "train" in names else data_dir
+    test = next((os.path.join(data_dir, name) for name in ("test", "val") if "train" in names and name in names), None)
+    classes = folders_in(train)
+    if len(classes) < 2:
+        raise DataError("%s has %d sub-folders, but one is needed for each class, and two classes at least"
+                        % (train, len(classes)))
+    if test and set(folders_in(test)) - set(classes):
+        raise DataError("%s has the class %s, which %s has not: there is nothing to learn it from"
+                        % (test, min(set(folders_in(test)) - set(classes)), train))
+    files = []
+    for label, name in enumerate(classes):
+        paths = files_under(os.path.join(train, name))
+        order = np.random.RandomState(label).permutation(len(paths))
+        drawn = set() if test else set(order[:round(TEST_SHARE * len(paths))].tolist())
+        files += [(path, label, number in drawn) for number, path in enumerate(paths)]
+        if test and os.path.isdir(os.path.join(test, name)):
+            files += [(path, label, True) for path in files_under(os.path.join(test, name))]
+    return classes, files
+
+
+def _decode(files, side, data_dir, cache):
+    """Makes the cache: complete under its name, or not at all."""
+    def decoded(entry):
+        try:
+            return read_image(entry[0], side, CHANNELS).tobytes(), None
+        except Exception as error:  # of any kind: see read_image
+            return None, "%s: %s" % (os.path.relpath(entry[0], data_dir), " ".join(str(error).split()) or
+                                     type(error).__name__)
+
+    say("decoding %d images of %s into %s" % (len(files), data_dir, cache))
+    new = cache + ".new"
+    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+    os.makedirs(new)
+    kept, skipped, checksum = [], [], 0
+    shows = sys.stderr is not None and sys.stderr.isatty()
+    with open(os.path.join(new, "pixels"), "wb") as output, ThreadPoolExecutor(os.cpu_count()) as threads:
+        for start in range(0, len(files), 1024):  # as many at a time: the rest would wait in memory
+            some = files[start:start + 1024]
+            for entry, (pixels, problem) in zip(some, tqdm(threads.map(decoded, some), total=len(some), leave=False,
+                                                           disable=not shows)):
+                if problem:
+                    skipped.append(problem)
+                    continue
+                output.write(pixels)
+                kept.append(entry[1:])
+                checksum = zlib.crc32(pixels, checksum)
+    with open(os.path.join(new, "skipped.txt"), "w", errors="backslashreplace") as output:
+        output.writelines(line + "\n" for line in skipped)
+    labels, test = zip(*kept) if kept else ((), ())
+    np.savez(os.path.join(new, "index.npz"), labels=np.array(labels, np.int64), test=np.array(test, bool),
+             skipped=np.array(skipped, str), checksum=checksum)
+    os.replace(new, cache)
+
+
+@contextlib.contextmanager
+def _locked(path):
+    """Only one process at a time is in it; the others wait."""
+    with open(path, "a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

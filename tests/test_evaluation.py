@@ -1,0 +1,54 @@
+"""Figures by hand, and the pictures by their pixels."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from support.evaluation import Evaluation, confusion_picture, mistakes_picture
+
+NAMES = ("cat", "dog", "émeu")
+FOUND = Evaluation(0.5, np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]]), [(4, 0, 1, 0.75), (2, 1, 0, 0.5)])
+
+
+def test_figures():
+    assert FOUND.accuracy == 0.75
+    assert FOUND.class_accuracies() == [0.75, 0.75, None]
+    assert FOUND.confusions() == [(2, 0, 1), (1, 1, 0)]
+    content = FOUND.as_json(NAMES)
+    assert content["images"] == 12 and content["confusion_matrix"] == [[6, 2, 0], [1, 3, 0], [0, 0, 0]]
+
+
+def test_table():
+    lines = [line.split() for line in FOUND.table(NAMES)]
+    assert lines[2:] == [["cat", "75.00%", "6", "2", "."], ["dog", "75.00%", "1", "3", "."],
+                         ["émeu", "none", ".", ".", "."]]
+    many = Evaluation(0.5, np.diag(np.full(30, 7)) + np.eye(30, k=3, dtype=int), [])
+    lines = list(many.table(["class %d" % index for index in range(30)]))
+    assert lines[5].split() == ["class", "5", "87.50%"] and lines[31].split() == [
+        "1", "times", "class", "0", "for", "class", "3"]
+
+
+def opened(picture):
+    png, width, height = picture
+    image = Image.open(io.BytesIO(png))
+    assert image.size == (width, height)
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_confusion_picture():
+    pixels = opened(confusion_picture(FOUND.confusion, NAMES))
+    side = 3 * 36 + 1
+    cells = pixels[-side:, -side:]
+    corner = [[cells[36 * row + 3, 36 * column + 3].tolist() for column in range(3)] for row in range(3)]
+    right, wrong, empty = corner[0][0], corner[0][1], corner[0][2]
+    assert right[1] > right[0] and wrong[0] > wrong[1] and empty == [255, 255, 255]
+    large = opened(confusion_picture(np.eye(1000, dtype=int), ["name"] * 1000))
+    assert large.shape == (1000, 1000, 3) and large[7, 8].tolist() == [255, 255, 255]
+
+
+def test_mistakes_picture():
+    for channels in (1, 3):
+        images = np.arange(5, dtype=np.uint8).repeat(16 * channels).reshape(5, 4, 4, channels) * 40
+        pixels = opened(mistakes_picture(images, FOUND.mistakes, NAMES))
+        assert pixels[20, 20].tolist() == [160] * 3 and pixels[20, 136 + 20].tolist() == [80] * 3

@@ -1,0 +1,56 @@
+"""Folding batch normalization into the convolution before it, against the unfolded graph."""
+
+import os
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from ops import Batch_Normalization, Concatenation, Relu, conv_layer
+from support import UserError
+from support.export import export_graph, folded
+
+
+def built(sess):
+    """A graph whose first two batch normalizations can be folded, while the last two follow a concatenation."""
+    images = tf.placeholder(tf.float32, [None, 5, 7, 3], "images")
+    x = conv_layer(images, 6, 3, layer_name="conv0")
+    x = Batch_Normalization(x, False, "batch0", Relu)
+    y = conv_layer(x, 4, 1, layer_name="conv1")
+    y = Batch_Normalization(y, False, "batch1", Relu)
+    both = Concatenation([x, y])
+    z = Batch_Normalization(both, False, "batch2", Relu) + Batch_Normalization(both, False, "batch3")
+    output = tf.reduce_sum(conv_layer(z, 2, 3, layer_name="conv2"), [1, 2], name="output")
+    sess.run(tf.global_variables_initializer())
+    random = np.random.RandomState(0)
+    for variable in tf.global_variables():
+        if "kernel" not in variable.name and "step" not in variable.name:
+            variable.load(random.uniform(0.5, 1.5, variable.shape.as_list()), sess)
+    return images, output
+
+
+def test_folding_changes_nothing_but_the_graph():
+    pixels = np.random.RandomState(1).normal(size=[3, 5, 7, 3]).astype(np.float32)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        images, output = built(sess)
+        expected = sess.run(output, {images: pixels})
+        graph_def = tf.graph_util.convert_variables_to_constants(sess, sess.graph.as_graph_def(), ["output"])
+    norms = sum(node.op.startswith("FusedBatchNorm") for node in graph_def.node)
+    graph_def = folded(graph_def, ["output"])
+    left = [node.name for node in graph_def.node if node.op.startswith("FusedBatchNorm")]
+    assert norms == 4 and sorted(name.split("/")[0] for name in left) == ["batch2", "batch3"]
+    with tf.Graph().as_default(), tf.Session() as sess:
+        tf.import_graph_def(graph_def, name="")
+        np.testing.assert_allclose(sess.run("output:0", {"images:0": pixels}), expected, rtol=1e-5)
+
+
+def test_an_export_that_cannot_be_written(folder):
+    with tf.Graph().as_default(), tf.Session() as sess:
+        images, output = built(sess)
+        with open("file", "w"):
+            pass
+        with pytest.raises(UserError, match="cannot write .*make room there"):
+            export_graph(sess, {"images": images}, {"output": output}, os.path.join("file", "export"))
+        os.makedirs("there.new")  # left by a process that was killed
+        assert export_graph(sess, {"images": images}, {"output": output}, "there") == ("there", "there.pb")
+        assert sorted(os.listdir(".")) == ["file", "there", "there.pb"]

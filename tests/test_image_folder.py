@@ -1,0 +1,293 @@
+"""A folder of images: what is decoded, cached, cropped and trained on."""
+
+import glob
+import os
+import sys
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from PIL import Image, ImageDraw
+from test_densenet import program, read
+
+import Densenet
+from support import UserError, image_folder
+from support.data import DataError
+
+CLASSES = ("circle", "cross", "ring", "square", "stripes", "triangle")
+FORMATS = ("png", "jpg", "gif", "bmp", "webp", "tif")
+
+
+def drawn(kind, random):
+    """An image of a class, RGB, of a size, place, colours and noise drawn from `random`."""
+    width, height = random.randint(60, 200, 2).tolist()
+    background = random.randint(0, 256, 3)
+    image = Image.fromarray((background + random.randint(-30, 30, (height, width, 3))).clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    colour = tuple(((background + random.randint(90, 166, 3)) % 256).tolist())
+    side = min(width, height)
+    radius = int(side * random.uniform(0.2, 0.3))
+    x, y = (length // 2 + random.randint(-side // 8, side // 8 + 1) for length in (width, height))
+    box = [x - radius, y - radius, x + radius, y + radius]
+    line = max(3, radius // 4)
+    if kind == "circle":
+        draw.ellipse(box, fill=colour)
+    elif kind == "cross":
+        draw.line([x - radius, y, x + radius, y], fill=colour, width=line)
+        draw.line([x, y - radius, x, y + radius], fill=colour, width=line)
+    elif kind == "ring":
+        draw.ellipse(box, fill=colour)
+        draw.ellipse([x - radius + line, y - radius + line, x + radius - line, y + radius - line],
+                     fill=tuple(background.tolist()))
+    elif kind == "square":
+        draw.rectangle(box, fill=colour)
+    elif kind == "stripes":
+        for left in range(x - radius, x + radius, 2 * line):
+            draw.rectangle([left, y - radius, left + line, y + radius], fill=colour)
+    else:
+        draw.polygon([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], fill=colour)
+    return image
+
+
+def write_image(image, path, number, random):
+    """Saves it in one of several formats and modes, sometimes turned with a tag that says so; returns the path."""
+    path = "%s.%s" % (path, FORMATS[number % len(FORMATS)])
+    options = {}
+    if path.endswith(("png", "tif")):
+        mode = ("RGB", "L", "RGBA", "P", "I;16")[random.randint(5)]
+        if mode == "RGBA":
+            image = image.convert("RGBA")
+            image.putalpha(230)
+        elif mode == "I;16":
+            image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 256)
+        else:
+            image = image.convert(mode)
+    elif path.endswith("jpg") and random.randint(3) == 0:
+        image = image.transpose(Image.ROTATE_90)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+        options["exif"] = exif.tobytes()
+    image.save(path, **options)
+    return path
+
+
+def generate(folder, images, seed=0):
+    """So many images in a sub-folder for each of CLASSES; every 97th is damaged. Returns the names of those."""
+    random = np.random.RandomState(seed)
+    damaged = []
+    for kind in CLASSES:
+        os.makedirs(os.path.join(folder, kind))
+    for number in range(images):
+        kind = CLASSES[number % len(CLASSES)]
+        path = write_image(drawn(kind, random), os.path.join(folder, kind, "%05d" % number), number // 6, random)
+        if number % 97 == 96:
+            with open(path, "rb") as file:
+                content = file.read()
+            with open(path, "wb") as file:
+                file.write(content[:len(content) // 3] if number % 2 else b"no image")
+            damaged.append(os.path.relpath(path, folder))
+    return sorted(damaged)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """A folder of 200 images of six classes, two of which are damaged."""
+    folder = str(tmp_path_factory.mktemp("images") / "shapes")
+    generate(folder, 200)
+    return folder
+
+
+def pixels_of(image, tmp_path, name, channels=3, side=4, **options):
+    path = str(tmp_path / name)
+    image.save(path, **options)
+    return image_folder.read_image(path, side, channels)
+
+
+def test_images_of_all_modes_are_read(tmp_path):
+    red = np.zeros([4, 4, 3], np.uint8)
+    red[..., 0] = 204
+    np.testing.assert_array_equal(pixels_of(Image.fromarray(red), tmp_path, "rgb.png"), red)
+    np.testing.assert_array_equal(pixels_of(Image.fromarray(red).convert("P"), tmp_path, "palette.gif"), red)
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
+    np.testing.assert_array_equal(pixels_of(Image.fromarray(grey), tmp_path, "grey.png"), np.stack([grey] * 3, 2))
+    np.testing.assert_array_equal(pixels_of(Image.fromarray(grey), tmp_path, "grey.bmp", channels=1)[..., 0], grey)
+    deep = Image.fromarray(grey.astype(np.uint16) * 256 + 255)
+    np.testing.assert_array_equal(pixels_of(deep, tmp_path, "deep.png", channels=1)[..., 0], grey)
+    clear = Image.fromarray(np.dstack([red, np.uint8([[0, 255, 0, 255]] * 4)]))
+    found = pixels_of(clear, tmp_path, "clear.png")
+    assert (found[:, ::2] == 255).all() and (found[:, 1::2] == red[:, 1::2]).all()
+    marked = Image.fromarray(np.uint8([[0, 1, 0, 1]] * 4), "P")
+    marked.putpalette([9, 9, 9, 204, 0, 0])
+    found = pixels_of(marked, tmp_path, "marked.png", transparency=0)
+    assert (found[:, ::2] == 255).all() and (found[:, 1::2] == red[:, 1::2]).all()
+
+
+def test_images_are_turned_upright_and_cut_at_the_centre(tmp_path):
+    column = np.arange(8, dtype=np.uint8)[:, None, None] * np.full([8, 4, 3], 30, np.uint8)  # [8 rows, 4 columns]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(column)))  # clockwise by 90 degrees makes it upright
+    assert (turned.width, turned.height) == (8, 4)
+    np.testing.assert_array_equal(pixels_of(turned, tmp_path, "turned.png", exif=exif.tobytes()), column[2:6])
+    large = pixels_of(Image.fromarray(column.repeat(50, 0).repeat(50, 1)), tmp_path, "large.jpg", quality=100)
+    assert np.abs(large.astype(int) - column[2:6]).max() <= 8  # decoded at a fraction, averaged
+
+
+def test_the_folder_is_decoded_once_and_what_is_damaged_is_named(shapes, folder, capsys, monkeypatch):
+    data = image_folder.prepare_data(shapes, 20, 32)
+    output = capsys.readouterr().out
+    assert output.count("skipped ") == 2 and "skipped circle" in output and "decoding 200 images" in output
+    assert data.class_names == CLASSES and data.image_shape == (32, 32, 3)
+    assert (len(data.train), len(data.validation), len(data.test)) == (143, 20, 35)
+    assert np.bincount(data.test.labels).min() >= 5
+    images = data.train.images[:]
+    assert images.shape == (143, 32, 32, 3) and images.dtype == np.uint8
+    np.testing.assert_allclose(data.mean, images.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(data.deviation, images.std((0, 1, 2)), rtol=1e-4)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(image_folder, "read_image", None)  # not needed any more
+        again = image_folder.prepare_data(shapes, 20, 32)
+    assert again.fingerprint() == data.fingerprint() and capsys.readouterr().out.count("skipped ") == 2
+    np.testing.assert_array_equal(again.train.images[5], images[5])
+    assert image_folder.prepare_data(shapes, 20, 16).image_shape == (16, 16, 3)  # beside it
+    assert len(glob.glob("cache/shapes-32px-*/pixels")) == 1 and not glob.glob("cache/*.new")
+
+
+def test_a_changed_folder_is_decoded_anew(tmp_path, folder):
+    for name in ("a", "b"):
+        os.makedirs(str(tmp_path / "in" / name))
+        for number in range(6):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(str(tmp_path / "in" / name / ("%d.png" % number)))
+    before = image_folder.prepare_data(str(tmp_path / "in"), 2, 8)
+    os.makedirs("cache/left.new")
+    Image.new("RGB", (8, 8)).save(str(tmp_path / "in" / "a" / "more.png"))
+    after = image_folder.prepare_data(str(tmp_path / "in"), 2, 8)
+    assert len(after.train) == len(before.train) + 1 and after.fingerprint() != before.fingerprint()
+
+
+def test_given_splits(tmp_path, folder):
+    for split, counts in (("train", (5, 4)), ("val", (2, 3))):
+        for name, count in zip("ab", counts):
+            os.makedirs(str(tmp_path / split / name / "deeper"))
+            for number in range(count):
+                Image.new("L", (9, 7), 10 * number).save(str(tmp_path / split / name / "deeper" / ("%d.jpg" % number)))
+    (tmp_path / "train" / "a" / ".DS_Store").write_text("hidden")
+    data = image_folder.prepare_data(str(tmp_path), 0, 8)
+    assert np.bincount(data.train.labels).tolist() == [5, 4] and np.bincount(data.test.labels).tolist() == [2, 3]
+    os.makedirs(str(tmp_path / "val" / "c"))
+    with pytest.raises(DataError, match="has the class c, which .*train has not"):
+        image_folder.prepare_data(str(tmp_path), 0, 8)
+
+
+@pytest.mark.parametrize("folders,sentence", [
+    ((), "has 0 sub-folders"), (("a",), "has 1 sub-folders"), (("a", "b"), "no training image of the class b"),
+    (None, "cannot be read as a folder")])
+def test_folders_without_classes(tmp_path, folder, folders, sentence):
+    place = tmp_path / "in"
+    for name in folders or ():
+        os.makedirs(str(place / name))
+    if folders is not None:
+        place.mkdir(exist_ok=True)
+    if folders:
+        for number in range(9):
+            Image.new("L", (9, 7)).save(str(place / "a" / ("%d.png" % number)))
+    with pytest.raises(DataError, match=sentence):
+        image_folder.prepare_data(str(place), 0, 8)
+
+
+def test_a_cache_that_cannot_be_written(shapes, folder):
+    with open("file", "w"):
+        pass
+    with pytest.raises(UserError, match="set cache_dir to another folder"):
+        image_folder.prepare_data(shapes, 20, 32, cache_dir="file")
+
+
+def test_random_boxes_are_those_of_the_usual_crop():
+    boxes = image_folder.random_boxes(5000, 0.08, np.random.RandomState(0)).astype(np.float64)
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes.min() >= 0 and boxes.max() <= 1 + 1e-6
+    area, ratio = width * height, width / height
+    assert 0.07 < area.min() < 0.1 and area.max() > 0.9 and np.abs(np.median(area) - 0.53) < 0.03
+    assert ratio.min() > 0.749 and ratio.max() < 1.334 and np.abs(np.median(np.log(ratio))) < 0.02
+    np.testing.assert_array_equal(image_folder.random_boxes(3, 1.0, None), [[0, 0, 1, 1]] * 3)
+
+
+def test_crops_show_the_parts_that_are_asked_for(shapes, folder):
+    data = image_folder.prepare_data(shapes, 20, 56, crop_area=0.5)  # stored with 64 pixels a side
+    whole = data.train.images
+    (centre,) = whole.crops(np.array([[3, 1]]), np.float32([[[4 / 64, 4 / 64, 60 / 64, 60 / 64]] * 2]))
+    np.testing.assert_array_equal(centre, whole[[3, 1]])
+    (corner,) = whole.crops(np.array([[3]]), np.float32([[[0, 0.5, 0.5, 1]]]))
+    stored = whole._pixels[whole._rows[3]]
+    expected = tf.Session(graph=tf.Graph())
+    with expected.graph.as_default():  # bilinear interpolation by TensorFlow; its places are those of Pillow's
+        image = tf.image.resize_bilinear(tf.constant(stored[None, 32:, :32], tf.float32), [56, 56],
+                                         half_pixel_centers=True)
+    assert np.abs(expected.run(image)[0] - corner[0]).mean() < 1
+
+
+def batches(config, data, *place):
+    return [(images.copy(), labels) for images, labels in Densenet.training_batches(data, config, *place)]
+
+
+@pytest.mark.parametrize("crop_area", [1.0, 0.2])
+def test_batches_repeat_go_on_and_are_shared(shapes, folder, crop_area):
+    config = Densenet.choose(dataset="folder", data_dir=shapes, image_size=24, crop_area=crop_area, batch_size=16,
+                             validation_size=20)
+    data, _ = Densenet.prepare_data(config)
+    first = batches(config, data, 1, 0)
+    assert len(first) == 143 // 16 and first[0][0].shape == (16, 24, 24, 3) and first[0][0].dtype == np.float32
+    for found, expected in ((batches(config, data, 1, 0), first), (batches(config, data, 1, 6), first[6:]),
+                            (batches(config, data, 1, 0, slice(4, 12)),
+                             [(images[4:12], labels[4:12]) for images, labels in first])):
+        assert len(found) == len(expected)
+        for (images, labels), (expected_images, expected_labels) in zip(found, expected):
+            np.testing.assert_array_equal(images, expected_images)
+            np.testing.assert_array_equal(labels, expected_labels)
+    assert (batches(config, data, 2, 0)[0][0] != first[0][0]).any()
+
+
+def test_imagenet_networks_get_the_usual_crop():
+    config = Densenet.choose(dataset="folder", network="densenet_121")
+    assert (config.image_size, config.crop_area, config.run_name) == (224, 0.08, "folder-network=densenet_121")
+    assert image_folder.stored_side(config.image_size, config.crop_area) == 256
+    assert Densenet.choose(dataset="cifar10", network="densenet_121").image_size is None
+    with pytest.raises(UserError, match="belong to dataset=folder"):
+        Densenet.choose(dataset="cifar10", image_size=32)
+
+
+TINY_FOLDER = dict(dataset="folder", image_size=32, blocks=(1, 1), growth_k=4, batch_size=16, validation_size=20,
+                   total_epochs=2)
+
+
+def test_a_folder_is_trained_on_stopped_and_gone_on_with(shapes, folder):
+    options = dict(TINY_FOLDER, data_dir=shapes, schedule="constant", warmup=0.0)
+    once = Densenet.train(run_name="once", **options)
+    assert once["steps"] == 16 and once["dataset"] == "folder"
+    Densenet.train(run_name="parts", **dict(options, total_epochs=1))
+    assert Densenet.train(run_name="parts", **options)["test_loss"] == once["test_loss"]
+
+
+def test_an_imagenet_network_trains_at_224(shapes, folder):
+    result = Densenet.train(dataset="folder", network="densenet_121", blocks=(1, 1, 1, 1), growth_k=4, batch_size=8,
+                            data_dir=shapes, validation_size=130, total_epochs=1)
+    assert result["steps"] == 4 and read("model/%s/settings.json" % os.listdir("model")[0])["crop_area"] == 0.08
+
+
+@pytest.mark.long
+def test_a_large_folder_is_learned(folder):
+    """3,000 images by the defaults; about 4 minutes on two cores."""
+    damaged = generate("shapes", 3000, seed=1)
+    process = program(["dataset=folder", "data_dir=shapes"])
+    output, error = process.communicate()
+    assert process.returncode == 0, error
+    with open(glob.glob("cache/shapes-*/skipped.txt")[0]) as file:
+        assert sorted(line.split(": ")[0] for line in file) == damaged
+    accuracy = read("model/folder/result.json")["test_accuracy"]
+    print("3,000 generated images: test accuracy %.2f%%" % (100 * accuracy))
+    assert accuracy > 0.95
+
+
+if __name__ == "__main__":
+    print("\n".join(generate(sys.argv[1], int(sys.argv[2]))))

@@ -1,0 +1,242 @@
+"""What is done with a trained run: mode=evaluate, predict and export."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+import test_cifar10
+from PIL import Image
+from test_densenet import TINY, curves, read
+from test_image_folder import TINY_FOLDER, shapes  # noqa: F401
+
+import cifar10
+import Densenet
+from support import UserError, image_folder
+from support.data import color_preprocessing
+
+SERVE = """
+import sys
+import numpy as np
+import tensorflow.compat.v1 as tf
+images = np.load("images.npy")
+with tf.Session(graph=tf.Graph()) as sess:
+    signature = tf.saved_model.loader.load(sess, ["serve"], sys.argv[1]).signature_def["serving_default"]
+    images_in, probabilities, class_names = (signature.inputs["images"].name, signature.outputs["probabilities"].name,
+                                             signature.outputs["class_names"].name)
+    found = sess.run([probabilities, class_names], {images_in: images})
+with tf.Session(graph=tf.Graph()) as sess:
+    with open(sys.argv[1] + ".pb", "rb") as file:
+        tf.import_graph_def(tf.GraphDef.FromString(file.read()), name="")
+    frozen = sess.run(["probabilities:0", "class_names:0"], {"images:0": images})
+save = lambda *values: np.savez("served.npz", *(value if value.dtype == np.float32 else value.astype("S")
+                                               for value in values))
+save(*found, *frozen)
+if tf.VERSION.startswith("2."):
+    import tensorflow
+    serve = tensorflow.saved_model.load(sys.argv[1]).signatures["serving_default"]
+    answer = serve(images=tensorflow.constant(images))
+    save(*found, answer["probabilities"].numpy(), answer["class_names"].numpy())
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_mnist, shapes):  # noqa: F811
+    """A folder with a trained run for each kind of data, and the arguments that find each."""
+    place = tmp_path_factory.mktemp("runs")
+    before = os.getcwd()
+    os.chdir(str(place))
+    layout = cifar10.CIFAR10
+    cifar10.CIFAR10 = test_cifar10.SMALL["CIFAR10"]
+    try:
+        test_cifar10.write_folder(place, cifar10.CIFAR10)
+        common = dict(blocks=(1, 1), growth_k=4, total_epochs=2)
+        found = {
+            "mnist": dict(TINY, data_dir=tiny_mnist, run_name="mnist-mine"),
+            "cifar10": dict(common, dataset="cifar10", data_dir=str(place), validation_size=5, batch_size=7,
+                            bottleneck=True, precision="bfloat16", run_name="cifar10-mine"),
+            "folder": dict(TINY_FOLDER, data_dir=shapes, crop_area=0.5, run_name="folder-mine"),
+        }
+        for arguments in found.values():
+            Densenet.train(**arguments)
+        yield str(place), found
+    finally:
+        cifar10.CIFAR10 = layout
+        os.chdir(before)
+
+
+@pytest.fixture
+def run(request, runs, monkeypatch, tmp_path):
+    """The arguments of the run of a data set; in a copy of the folder."""
+    place, found = runs
+    shutil.copytree(place, str(tmp_path / "copy"))
+    monkeypatch.chdir(str(tmp_path / "copy"))
+    return {name: found[request.param][name] for name in ("data_dir", "run_name")}
+
+
+ALL = pytest.mark.parametrize("run", ["mnist", "cifar10", "folder"], indirect=True)
+MNIST = pytest.mark.parametrize("run", ["mnist"], indirect=True)
+
+
+def image_files(name):
+    """Some of the run's test images as files, and how they are read again."""
+    shape = read("model/%s/settings.json" % name)["data"]["image_shape"]
+    os.makedirs("images")
+    random = np.random.RandomState(5)
+    images = random.randint(0, 256, [4] + shape).astype(np.uint8)
+    for index, image in enumerate(images):
+        Image.fromarray(image[..., 0] if shape[2] == 1 else image).save("images/%d.png" % index)
+    return images
+
+
+@ALL
+def test_evaluate(run, capsys):
+    result = read("model/%s/result.json" % run["run_name"])
+    settings = read("model/%s/settings.json" % run["run_name"])
+    names = settings["data"]["class_names"]
+    content = Densenet.evaluate(checkpoint="dense.ckpt-%d" % result["steps"], **run)
+    assert content == read("model/%s/evaluation.json" % run["run_name"])
+    assert content["accuracy"] == result["test_accuracy"] and content["loss"] == result["test_loss"]
+    confusion = np.array(content["confusion_matrix"])
+    assert confusion.sum() == content["images"] == settings["data"]["test"] and confusion.shape == (len(names),) * 2
+    assert np.trace(confusion) == round(content["accuracy"] * content["images"])
+    output = capsys.readouterr().out
+    assert all(name in output for name in names) and "test accuracy %.2f%%" % (100 * content["accuracy"]) in output
+    assert "confusion_matrix" in curves("logs/%s/test/*" % run["run_name"])
+    best = Densenet.evaluate(**run)
+    assert best["checkpoint"].startswith("best" + os.sep)
+    assert read("model/%s/evaluation-1.json" % run["run_name"]) == content  # kept, under another name
+    Densenet.evaluate(**run)
+    assert not os.path.exists("model/%s/evaluation-2.json" % run["run_name"])  # the same again
+
+
+@MNIST
+def test_evaluate_needs_the_data_it_was_trained_on(run):
+    other = os.path.join("other", "mnist")
+    shutil.copytree(os.path.join(run["data_dir"], "mnist"), other)
+    for name in os.listdir(other):
+        if name.startswith("t10k"):
+            shutil.copy(os.path.join(other, name.replace("t10k", "train")), os.path.join(other, name))
+    with pytest.raises(UserError, match="are not those that .* was trained on"):
+        Densenet.evaluate(**dict(run, data_dir="other"))
+
+
+@ALL
+def test_predict(run, capsys):
+    pixels = image_files(run["run_name"])
+    with open("images/no.png", "w") as file:
+        file.write("no image")
+    arguments = ["run_name=" + run["run_name"], "mode=predict", "json=answers.json"]
+    assert Densenet.main(arguments + ["images=images,images/1.png,absent.png"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("skipped") == 2 and "images/no.png  skipped" in captured.out
+    assert captured.err == "Densenet.py: 2 of 7 files were skipped, as said above\n"
+    with open("answers.json") as file:
+        answers = json.load(file)
+    assert [answer["image"] for answer in answers] == ["images/%d.png" % index for index in (0, 1, 2, 3, 1)]
+    assert answers[1] == answers[4]
+    settings = read("model/%s/settings.json" % run["run_name"])
+    for answer in answers:
+        assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
+        assert answer["probabilities"] == sorted(answer["probabilities"], reverse=True)
+        assert sorted(answer["classes"]) == sorted(settings["data"]["class_names"])
+
+    if "image_size" not in settings or settings["crop_area"] == 1.0:  # these see the pixels of the file as they are
+        for answer, expected in zip(answers, by_the_training_network(run, pixels)):
+            names = settings["data"]["class_names"]
+            found = dict(zip(answer["classes"], answer["probabilities"]))
+            np.testing.assert_allclose([found[name] for name in names], expected, atol=0.02)
+
+
+def by_the_training_network(run, pixels):
+    """Probabilities of uint8 images by the graph that training evaluates with, in the run's precision."""
+    config, directory, facts = Densenet.trained_run(**run)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        images = tf.placeholder(tf.float32, [None] + facts["image_shape"])
+        probabilities = tf.nn.softmax(Densenet.inference(images, config, len(facts["class_names"])))
+        best = tf.train.latest_checkpoint(os.path.join(directory.path, "best"))
+        tf.train.Saver().restore(sess, best)
+        reader = tf.train.load_checkpoint(best)
+        mean, deviation = (reader.get_tensor("normalization/" + name) for name in ("mean", "deviation"))
+        return sess.run(probabilities, {images: color_preprocessing(pixels, mean, deviation)})
+
+
+def served(path):
+    """What a process with TensorFlow and nothing of ours makes of images.npy: of the SavedModel, of another form."""
+    environment = dict(os.environ, PYTHONPATH="", TF_CPP_MIN_LOG_LEVEL="2")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", SERVE, path], check=True, env=environment,
+                   stderr=subprocess.DEVNULL)
+    found = np.load("served.npz")
+    return [found["arr_%d" % index] for index in range(4)]
+
+
+@ALL
+def test_export_gives_what_predict_does(run):
+    pixels = image_files(run["run_name"])
+    saved_model, frozen = Densenet.export(**run)
+    assert os.path.dirname(saved_model) == "model/" + run["run_name"] and frozen == saved_model + ".pb"
+    settings = read("model/%s/settings.json" % run["run_name"])
+    names = settings["data"]["class_names"]
+    answers = Densenet.predict(images="images", **run)
+    shape = settings["data"]["image_shape"]
+    side = image_folder.stored_side(shape[0], settings["crop_area"])
+    seen = np.stack([image_folder.read_image(answer["image"], side, shape[2]) for answer in answers])
+    margin = (side - shape[0]) // 2
+    np.save("images.npy", seen[:, margin:margin + shape[0], margin:margin + shape[0]])
+    if margin == 0:
+        np.testing.assert_array_equal(seen, pixels)
+    probabilities, class_names, other_probabilities, other_class_names = served(saved_model)
+    assert [name.decode() for name in class_names] == [name.decode() for name in other_class_names] == names
+    expected = [[dict(zip(answer["classes"], answer["probabilities"]))[name] for name in names] for answer in answers]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(other_probabilities, expected, atol=1e-5)
+    with pytest.raises(UserError, match="is there already"):
+        Densenet.export(**run)
+
+    graph_def = tf.GraphDef.FromString(open(frozen, "rb").read())
+    kinds = {node.op for node in graph_def.node}
+    assert not kinds & {"Switch", "Merge", "If", "StatelessRandomUniform", "VarHandleOp", "RandomUniform"}
+    norms = [node.name for node in graph_def.node if node.op.startswith("FusedBatchNorm")]
+    assert norms and not [name for name in norms if "batch2" in name and settings["bottleneck"]]
+
+
+@MNIST
+def test_what_is_asked_for_in_vain_is_one_sentence(run, capsys):
+    for arguments, sentence in (
+            (["mode=predict"], "name files or folders"),
+            (["mode=predict", "images=a.png", "growth_k=7"], "was trained with growth_k=4, not 7"),
+            (["mode=export", "checkpoint=dense.ckpt-99"], "there is no checkpoint dense.ckpt-99: those of this run"),
+            (["mode=export", "run_name=none"],
+             "there is no trained run model/none: leave mode out to train it, or set run_name; the runs in model are "
+             "cifar10-mine, folder-mine, mnist-mine"),
+            (["mode=test"], "mode must be one of train, evaluate, predict, export")):
+        assert Densenet.main(["run_name=" + run["run_name"]] + arguments) == 1
+        error = capsys.readouterr().err
+        assert sentence in error and error.count("\n") == 1, error
+
+
+@MNIST
+def test_a_damaged_checkpoint_is_skipped_or_refused(run, capsys):
+    best = tf.train.latest_checkpoint("model/%s/best" % run["run_name"])
+    for suffix in (".index", ".data-00000-of-00001"):
+        with open(best + suffix, "w"):
+            pass
+    assert Densenet.evaluate(**run)["checkpoint"] == "dense.ckpt-12"
+    assert "skipped %s" % best in capsys.readouterr().out
+    with pytest.raises(UserError, match="is damaged"):
+        Densenet.evaluate(checkpoint=best, **run)
+
+
+def test_the_digits_that_stood_in_are_found(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    Densenet.train(dataset="digits", blocks=(1, 1), growth_k=4, total_epochs=1, run_name="digits")
+    assert Densenet.trained_run(run_name="digits")[0].dataset == "digits"
+    os.rename("model/digits", "model/kept")
+    with pytest.raises(UserError, match="the runs in model are kept"):
+        Densenet.trained_run()
+    os.rename("model/kept", "model/digits")
+    assert Densenet.trained_run()[0].blocks == (1, 1)  # the plain command

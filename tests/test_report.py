@@ -1,0 +1,98 @@
+"""What TensorBoard gets, read back from its files."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from PIL import Image
+from tensorboard.plugins.hparams import plugin_data_pb2
+from test_densenet import TINY, arguments_for, weights_of
+
+import Densenet
+from support.report import HISTOGRAMS
+
+
+def values(folder, tag):
+    """[(step, tf.Summary.Value)] of a tag."""
+    found = []
+    for name in sorted(tf.gfile.ListDirectory(folder)):
+        if name.startswith("events"):
+            for event in tf.train.summary_iterator("%s/%s" % (folder, name)):
+                found += [(event.step, value) for value in event.summary.value if value.tag == tag]
+    return found
+
+
+@pytest.fixture(scope="module")
+def logs(tiny_mnist, tmp_path_factory):
+    """The log folder of a run of two epochs of six steps, the fifth traced; the folder of its checkpoints."""
+    folder = tmp_path_factory.mktemp("report")
+    Densenet.train(arguments_for(tiny_mnist, "mine", trace_step=5, log_dir=str(folder / "logs"),
+                                 model_dir=str(folder / "model")))
+    return str(folder / "logs" / "mine"), str(folder / "model" / "mine")
+
+
+def test_pictures_come_with_each_evaluation(logs):
+    for split, steps in (("validation", [6, 12]), ("test", [12])):
+        for tag in ("confusion_matrix", "most_confident_mistakes"):
+            found = values("%s/%s" % (logs[0], split), tag)
+            assert [step for step, _ in found] == steps
+            for _, value in found:
+                image = Image.open(io.BytesIO(value.image.encoded_image_string))
+                assert image.size == (value.image.width, value.image.height) and len(set(image.getdata())) > 2
+
+
+def test_hyperparameters_as_text_and_for_the_hparams_tab(logs):
+    ((_, value),) = values(logs[0], "hyperparameters")
+    text = tf.make_ndarray(value.tensor).item().decode()
+    assert value.metadata.plugin_data.plugin_name == "text" and "| growth_k | 4 |" in text
+    assert "| blocks | 1,2 |" in text and "| total_epochs | 2 |" in text
+    ((_, start),) = values(logs[0], "_hparams_/session_start_info")
+    hparams = plugin_data_pb2.HParamsPluginData.FromString(start.metadata.plugin_data.content).session_start_info.hparams
+    assert hparams["growth_k"].number_value == 4 and hparams["blocks"].string_value == "1,2"
+    assert hparams["bottleneck"].bool_value and hparams["dropout_rate"].number_value == 0.2
+    assert len(values(logs[0], "_hparams_/session_end_info")) == 1
+
+
+def test_histograms_are_of_the_weights_scales_and_gradients(logs):
+    kernel = "dense_0/bottleN_0/conv2/kernel"
+    found = values(logs[0] + "/train", "weights/" + kernel)
+    assert [step for step, _ in found] == [6, 12]
+    weights = weights_of(logs[1], 12)
+    before = weights_of(logs[1], 6)
+    for name, tag in ((kernel, "weights/"), ("dense_0/bottleN_0/batch1/gamma", "scales/")):
+        (_, first), (_, second) = values(logs[0] + "/train", tag + name)
+        assert first.histo.num == weights[name].size
+        # Taken in the step, before it moved the weights or after.
+        assert np.abs(first.histo.sum - before[name].sum(dtype=np.float64)) < 0.05 * weights[name].size
+        assert first.histo.sum != second.histo.sum
+    assert values(logs[0] + "/train", "gradients/" + kernel)[0][1].histo.sum_squares > 0
+
+
+def test_a_long_run_has_histograms_now_and_then(tiny_mnist):
+    import types
+
+    from support.report import Report
+    report = Report(types.SimpleNamespace(total_epochs=300), None, None)
+    report.steps_per_epoch = 10
+    wanted = [step for step in range(1, 3001) if report.wants_histograms(step)]
+    assert len(wanted) == HISTOGRAMS and wanted[0] == 150 and wanted[-1] == 3000
+
+
+def test_a_traced_step_shows_its_operations(logs):
+    with open(logs[0] + "/trace-step-5.json") as file:
+        names = {event.get("args", {}).get("name", "") for event in json.load(file)["traceEvents"]}
+    assert any(name.startswith("dense_0/bottleN_0/conv2") for name in names)
+    tags = [(event.step, event.tagged_run_metadata.tag)
+            for name in tf.gfile.ListDirectory(logs[0] + "/train")
+            for event in tf.train.summary_iterator("%s/train/%s" % (logs[0], name))
+            if event.HasField("tagged_run_metadata")]
+    assert tags == [(5, "step 5")]
+
+
+def test_tracing_and_histograms_change_nothing(tiny_mnist, logs, folder):
+    Densenet.train(arguments_for(tiny_mnist, "plain"))
+    for name, value in weights_of(logs[1], 12).items():
+        np.testing.assert_array_equal(value, weights_of("model/plain", 12)[name])
+    assert TINY["total_epochs"] == 2
