@@ -37,7 +37,7 @@ from support.interruption import Interruption
 from support.machine import fast_precision
 from support.prefetch import prefetched
 from support.report import Report, report_evaluation
-from support.run_directory import Checkpoints, RunDirectory, runs_in, write_json
+from support.run_directory import Checkpoints, RunDirectory, runs_in, step_of, write_json
 from support.settings import boolean, file_name, integer, integers, number, one_of, path, paths
 
 # How the data sets are read.
@@ -346,8 +346,10 @@ def training_batches(data, config, epoch, first_batch, share=slice(None)):
     places = np.arange(first_batch * config.batch_size, last_batch * config.batch_size)
     places = places.reshape(-1, config.batch_size)[:, share]  # [batches, N]
     if config.dataset == "folder":
-        boxes = image_folder.random_boxes(len(order), config.crop_area if config.augmentation else 1.0, random)
-        pixels = data.train.images.crops(order[places], boxes[places])
+        boxes = None
+        if config.augmentation and config.crop_area < 1.0:
+            boxes = image_folder.random_boxes(len(order), config.crop_area, random)[places]
+        pixels = data.train.images.crops(order[places], boxes)
     else:
         pixels = (data.train.images[chosen] for chosen in order[places])
     for batch, (chosen, images) in enumerate(zip(order[places], pixels), start=first_batch):
@@ -417,8 +419,9 @@ def histograms_of(gradients):
             values["%s/%s" % (kind, variable.op.name)] = variable
         values["gradients/%s" % variable.op.name] = gradient
     # Not tf.summary.histogram, which would put the names of the scopes around it before the tag.
-    return tf.raw_ops.MergeSummary(inputs=[tf.raw_ops.HistogramSummary(tag=tag, values=value)
-                                           for tag, value in values.items()])
+    return tf.raw_ops.MergeSummary(inputs=[
+        tf.raw_ops.HistogramSummary(tag=tag, values=tf.where(tf.math.is_finite(value), value, tf.zeros_like(value)))
+        for tag, value in values.items()])
 
 
 def build_graph(data, config, cluster=None):
@@ -649,7 +652,10 @@ def trained_run(arguments=(), **overrides):
                 return trained_run(**dict(config.overridden, dataset="digits"))
         raise UserError("there is no trained run %s: leave mode out to train it, or set run_name; the runs in %s are %s"
                         % (directory.path, config.model_dir, ", ".join(runs_in(config.model_dir)) or "none"))
-    facts = trained_with.pop("data")
+    facts = trained_with.pop("data", {})
+    if "class_names" not in facts:
+        raise UserError("%s was trained by an earlier version, which did not save what this needs: train it again, "
+                        "under another run_name" % directory.path)
     trained = choose(**dict(config.overridden, **dict(trained_with, run_name=config.run_name)))
     for name in set(config.overridden) & set(trained_with):
         if getattr(trained, name) != getattr(config, name):
@@ -710,28 +716,34 @@ def predict(arguments=(), **overrides):
     height, _, channels = facts["image_shape"]
     side = image_folder.stored_side(config.image_size, config.crop_area) if config.image_size else height
     margin = (side - height) // 2
-    answers, failed = [], 0
+    files = [file for path in config.images for file in image_folder.files_under(path)]
+    if not files:
+        raise UserError("there are no files in %s" % ", ".join(config.images))
+    if config.json:
+        write_json(config.json, [], "json")  # now, before the time it takes
+    answers = []
     with tf.Graph().as_default() as graph, tf.Session(config=session_config(), graph=graph) as sess:
         images, probabilities, _ = serving_graph(config, facts)
         say("by %s" % Checkpoints(directory).restore_for_use(sess, config.checkpoint))
-        for file in [file for path in config.images for file in image_folder.files_under(path)]:
-            try:
-                pixels = image_folder.read_image(file, side, channels)
-            except Exception as error:  # of any kind, as its docstring says
-                say("%s  skipped: no image that can be read (%s)" % (file, " ".join(str(error).split())))
-                failed += 1
-                continue
-            pixels = pixels[margin:margin + height, margin:margin + height]
-            found = sess.run(probabilities, {images: pixels[None]})[0]
-            order = np.argsort(-found)
-            answers.append({"image": file, "classes": [facts["class_names"][index] for index in order],
-                            "probabilities": found[order].tolist()})
-            say("%s  %s" % (file, "  ".join("%s %.2f%%" % (facts["class_names"][index], 100 * found[index])
-                                            for index in order[:3])))
-    if config.json:
-        write_json(config.json, answers, "json")
-    if failed:
-        raise UserError("%d of %d files were skipped, as said above" % (failed, failed + len(answers)))
+        try:
+            for file in files:
+                try:
+                    pixels = image_folder.read_image(file, side, channels)
+                except Exception as error:  # of any kind, as its docstring says
+                    say("%s  skipped: no image that can be read (%s)" % (file, " ".join(str(error).split())))
+                    continue
+                pixels = pixels[margin:margin + height, margin:margin + height]
+                found = sess.run(probabilities, {images: pixels[None]})[0]
+                order = np.argsort(-found)
+                answers.append({"image": file, "classes": [facts["class_names"][index] for index in order],
+                                "probabilities": found[order].tolist()})
+                say("%s  %s" % (file, "  ".join("%s %.2f%%" % (facts["class_names"][index], 100 * found[index])
+                                                for index in order[:3])))
+        finally:
+            if config.json:
+                write_json(config.json, answers, "json")
+    if len(answers) < len(files):
+        raise UserError("%d of %d files were skipped, as said above" % (len(files) - len(answers), len(files)))
     return answers
 
 
@@ -747,9 +759,8 @@ def export(arguments=(), **overrides):
     with tf.Graph().as_default() as graph, tf.Session(config=session_config(), graph=graph) as sess:
         images, probabilities, class_names = serving_graph(config, facts)
         used = Checkpoints(directory).restore_for_use(sess, config.checkpoint)
-        step = used.rpartition("-")[2]
         written = export_graph(sess, {"images": images}, {"probabilities": probabilities, "class_names": class_names},
-                               os.path.join(directory.path, "export-%s" % step))
+                               os.path.join(directory.path, "export-%d" % step_of(used)))
     say("exported %s as %s (SavedModel) and %s (frozen graph)" % ((used,) + written))
     return written
 
@@ -759,6 +770,7 @@ MODES = {"train": train, "evaluate": evaluate, "predict": predict, "export": exp
 
 def main(arguments):
     """Runs the program; returns its exit status."""
+    trains = True
     try:
         if {"--help", "-h"} & set(arguments):
             config = choose([argument for argument in arguments if argument not in ("--help", "-h")])
@@ -766,18 +778,22 @@ def main(arguments):
             say("Hyperparameters, with their values for dataset=%s:" % config.dataset)
             say(settings.help_text(sys.modules[__name__], vars(config)))
         else:
-            MODES[choose(arguments).mode](arguments)
+            chosen_mode = choose(arguments).mode
+            trains = chosen_mode == "train"
+            MODES[chosen_mode](arguments)
     except UserError as error:
         print("Densenet.py: %s" % error, file=sys.stderr)
         return 1
     except tf.errors.ResourceExhaustedError:
-        print("Densenet.py: there is not enough memory: lower batch_size or growth_k", file=sys.stderr)
+        print("Densenet.py: there is not enough memory: %s" % (
+            "lower batch_size or growth_k" if trains else "close other programs"), file=sys.stderr)
         return 1
     except Stopped as stop:
         print("Densenet.py: %s" % stop, file=sys.stderr)
         return 128 + stop.signal_number
     except KeyboardInterrupt:  # before the first step, or the second one
-        print("Densenet.py: stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
+        print("Densenet.py: stopped at once%s" % (
+            "; the same command goes on from the newest checkpoint" if trains else ""), file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 

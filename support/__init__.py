@@ -11,7 +11,10 @@ class UserError(Exception):
 def say(line):
     """Prints a line at once. Where nobody reads on (`| head`), it is lost: the training is worth more than a line."""
     try:
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except UnicodeEncodeError:  # a file's name, in letters that the terminal does not have
+            print(line.encode("ascii", "backslashreplace").decode(), flush=True)
     except OSError:
         # Not sys.stdout = …: the interpreter's own flush at its end would still fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

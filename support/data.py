@@ -12,7 +12,7 @@ import numpy as np
 from support import UserError
 
 MOST_MEASURED = 60000  # training images whose mean and deviation are taken; of more, as many evenly spread ones
-CHUNK = 4096  # images that are read at a time
+CHUNK_PIXELS = 2 ** 22  # of images that are read at a time
 MOST_DEFLATE_GAINS = 1032  # no deflate stream grows by more than this factor when it is unpacked
 
 
@@ -86,8 +86,9 @@ def data_set(name, train, test, class_names, validation_size, black_border, chec
     counts = np.zeros([kept_images.shape[-1], 256], np.int64)
     step = math.ceil(len(kept) / MOST_MEASURED)
     measured = kept_images if step == 1 else subset(kept[::step])
-    for start in range(0, len(measured), CHUNK):
-        chunk = measured[start:start + CHUNK]
+    some = max(1, CHUNK_PIXELS // (measured.shape[1] * measured.shape[2]))
+    for start in range(0, len(measured), some):
+        chunk = measured[start:start + some]
         counts += [np.bincount(chunk[..., channel].ravel(), minlength=256) for channel in range(chunk.shape[-1])]
     values = np.arange(256.0)
     mean = counts @ values / counts.sum(1)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import sys
+import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -39,9 +40,8 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
     side = stored_side(image_size, crop_area)
     digest = hashlib.sha256()
     for path, label, test in files:
-        facts = os.stat(path)
-        digest.update(repr((os.path.relpath(path, data_dir), label, test, facts.st_size,
-                            facts.st_mtime_ns)).encode("utf-8", "surrogateescape"))
+        digest.update(repr((os.path.relpath(path, data_dir), label, test, _facts(path))).encode("utf-8",
+                                                                                                "surrogateescape"))
     name = "%s-%dpx-%s" % (os.path.basename(os.path.abspath(data_dir)), side, digest.hexdigest()[:12])
     cache = os.path.join(cache_dir, name)
     try:
@@ -49,29 +49,34 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
         with _locked(cache + ".lock"):
             if not os.path.isdir(cache):
                 _decode(files, side, data_dir, cache)
-            index = np.load(os.path.join(cache, "index.npz"))
-            pixels = np.memmap(os.path.join(cache, "pixels"), np.uint8, "r",
-                               shape=(len(index["labels"]), side, side, CHANNELS))
-    except (OSError, ValueError) as error:
-        raise UserError("cannot write or read the decoded images in %s (%s): make room there, or set cache_dir to "
-                        "another folder" % (cache_dir, getattr(error, "strerror", None) or error)) from None
-    skipped = index["skipped"].tolist()
-    for line in skipped[:LISTED]:
+    except OSError as error:
+        raise UserError("cannot write the decoded images to %s (%s): make room there, or set cache_dir to another "
+                        "folder" % (cache, error.strerror or error)) from None
+    try:
+        with np.load(os.path.join(cache, "index.npz")) as index:
+            labels, test, skipped, checksum = (index[key] for key in ("labels", "test", "skipped", "checksum"))
+        pixels = np.memmap(os.path.join(cache, "pixels"), np.uint8, "r", shape=(len(labels), side, side, CHANNELS))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError("the decoded images in %s cannot be read (%s): delete that folder, and they are decoded anew"
+                        % (cache, error)) from None
+    for line in skipped[:LISTED].tolist():
         say("skipped %s" % line)
     if len(skipped) > LISTED:
         say("skipped %d more: all are in %s" % (len(skipped) - LISTED, os.path.join(cache, "skipped.txt")))
-    labels, test = index["labels"], index["test"]
-    for split, missing in (("training", set(range(len(classes))) - set(labels[~test].tolist())),
-                           ("test", set() if test.any() else {0})):
-        if missing:
-            raise DataError("%s has no %s image of the class %s that can be read: put some there, or take the folder "
-                            "away" % (data_dir, split, classes[min(missing)]))
 
     def split(rows):
         return Split(Images(pixels, rows, image_size), labels[rows])
 
-    return data_set("folder", split(np.flatnonzero(~test)), split(np.flatnonzero(test)), classes, validation_size,
-                    black_border=False, checksum=int(index["checksum"]))
+    data = data_set("folder", split(np.flatnonzero(~test)), split(np.flatnonzero(test)), classes, validation_size,
+                    black_border=False, checksum=int(checksum))
+    untaught = sorted(set(range(len(classes))) - set(data.train.labels.tolist()))
+    if untaught:
+        raise DataError("%s has no training image of the class %s that can be read: put some there, take the folder "
+                        "away, or make validation_size smaller" % (data_dir, classes[untaught[0]]))
+    if not len(data.test):
+        raise DataError("%s has too few images to test with: put at least four into each folder, or make folders train "
+                        "and test with the classes in them" % data_dir)
+    return data
 
 
 def stored_side(image_size, crop_area):
@@ -103,20 +108,23 @@ class Images:
         """These of the images, without reading them."""
         return Images(self._pixels, self._rows[chosen], self._size)
 
-    def crops(self, batches, boxes):
+    def crops(self, batches, boxes=None):
         """Yields uint8 [n, size, size, 3] for each batch; `tf.data` reads and resizes ahead, on all cores.
 
         Args:
             batches: int64 [batches, n], the images of each.
             boxes: float32 [batches, n, 4], the part of each that is shown: left, top, right, bottom, as shares of its
-                side; see `random_boxes`.
+                side, see `random_boxes`; None: their centres.
         """
         size = self._size
+        margin = (self._pixels.shape[1] - size) // 2
+        centre = np.float32([margin, margin, margin + size, margin + size]) / self._pixels.shape[1]
+        boxes = np.tile(centre, (batches.size, 1)) if boxes is None else boxes
 
         def crop(row, box):
             image = self._pixels[row]
-            if image.shape[0] == size and (box == [0, 0, 1, 1]).all():
-                return image
+            if (box == centre).all():
+                return image[margin:margin + size, margin:margin + size]
             return np.asarray(Image.fromarray(image).resize(
                 (size, size), Image.BILINEAR, box=tuple(float(edge) * image.shape[0] for edge in box)))
 
@@ -125,16 +133,20 @@ class Images:
             image.set_shape([size, size, CHANNELS])
             return image
 
-        with tf.Graph().as_default(), tf.device("/cpu:0"):
+        with tf.Graph().as_default() as graph, tf.device("/cpu:0"):
             rows = tf.placeholder(tf.int64, [None])
             parts = tf.placeholder(tf.float32, [None, 4])
             images = tf.data.Dataset.from_tensor_slices((rows, parts)).map(cropped, os.cpu_count())
             iterator = tf.data.make_initializable_iterator(images.batch(batches.shape[1]).prefetch(2))
             following = iterator.get_next()
-            with tf.Session(config=tf.ConfigProto(device_count={"GPU": 0})) as sess:
-                sess.run(iterator.initializer, {rows: self._rows[batches.ravel()], parts: boxes.reshape(-1, 4)})
-                for _ in batches:
-                    yield sess.run(following)
+        # Not as contexts: these belong to a thread, and who stops early closes this generator in another one.
+        sess = tf.Session(graph=graph, config=tf.ConfigProto(device_count={"GPU": 0}))
+        try:
+            sess.run(iterator.initializer, {rows: self._rows[batches.ravel()], parts: boxes.reshape(-1, 4)})
+            for _ in batches:
+                yield sess.run(following)
+        finally:
+            sess.close()
 
 
 def random_boxes(count, crop_area, random):
@@ -144,8 +156,6 @@ def random_boxes(count, crop_area, random):
         crop_area: the least share of the area; the sides' ratio goes from 3/4 to 4/3.
         random: as in `data_augmentation`.
     """
-    if crop_area == 1.0:
-        return np.tile(np.float32([0, 0, 1, 1]), (count, 1))
     area, log_ratio, left, top = random.uniform(0.0, 1.0, (4, count))
     area = crop_area + (1 - crop_area) * area
     ratio = np.exp(np.log(4 / 3) * (2 * log_ratio - 1))
@@ -165,8 +175,9 @@ def read_image(path, side, channels):
     with Image.open(path) as image:
         image.draft("RGB", (side, side))  # a large JPEG is decoded at a fraction of its size
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits of grey
-            image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))
+        if image.mode.startswith("I"):  # grey, of 16 bits or in 32
+            grey = np.asarray(image)
+            image = Image.fromarray((grey / (256 if grey.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
         if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
@@ -178,11 +189,24 @@ def files_under(path):
     """The files under a folder, at any depth, sorted, hidden ones left out; of a file, itself."""
     if not os.path.isdir(path):
         return [path]
-    found = []
+    found, visited = [], set()
     for folder, folders, names in os.walk(path, followlinks=True):
+        if os.path.realpath(folder) in visited:  # a link to a folder above
+            folders[:] = []
+            continue
+        visited.add(os.path.realpath(folder))
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(folder, name) for name in names if not name.startswith(".") and name not in IGNORED]
     return sorted(found)
+
+
+def _facts(path):
+    """What changes when a file does, or None where it cannot be seen."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _listed(data_dir):
@@ -202,6 +226,9 @@ def _listed(data_dir):
     if len(classes) < 2:
         raise DataError("%s has %d sub-folders, but one is needed for each class, and two classes at least"
                         % (train, len(classes)))
+    for name in classes:
+        if not name.isprintable():  # as what is not UTF-8 appears
+            raise DataError("%s has a sub-folder %r: give it a name of letters that can be shown" % (train, name))
     if test and set(folders_in(test)) - set(classes):
         raise DataError("%s has the class %s, which %s has not: there is nothing to learn it from"
                         % (test, min(set(folders_in(test)) - set(classes)), train))
@@ -222,6 +249,9 @@ def _decode(files, side, data_dir, cache):
         try:
             return read_image(entry[0], side, CHANNELS).tobytes(), None
         except Exception as error:  # of any kind: see read_image
+            if isinstance(error, MemoryError) or getattr(error, "errno", None):  # no matter of what is in the file
+                raise UserError("%s cannot be read (%s): make it readable, or take it away"
+                                % (entry[0], getattr(error, "strerror", None) or "not enough memory")) from None
             return None, "%s: %s" % (os.path.relpath(entry[0], data_dir), " ".join(str(error).split()) or
                                      type(error).__name__)
 
@@ -242,9 +272,11 @@ def _decode(files, side, data_dir, cache):
                 output.write(pixels)
                 kept.append(entry[1:])
                 checksum = zlib.crc32(pixels, checksum)
+    if not kept:
+        raise DataError("%s has no image that can be read (%s)" % (data_dir, "; ".join(skipped[:3]) or "no files"))
     with open(os.path.join(new, "skipped.txt"), "w", errors="backslashreplace") as output:
         output.writelines(line + "\n" for line in skipped)
-    labels, test = zip(*kept) if kept else ((), ())
+    labels, test = zip(*kept)
     np.savez(os.path.join(new, "index.npz"), labels=np.array(labels, np.int64), test=np.array(test, bool),
              skipped=np.array(skipped, str), checksum=checksum)
     os.replace(new, cache)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from support import UserError, say
 from support.evaluation import confusion_picture, mistakes_picture
-from support.run_directory import locked
+from support.run_directory import locked, step_of
 from support.settings import shown
 
 HISTOGRAMS = 20  # times in a run
@@ -38,11 +38,9 @@ class EventFile:
         self._file.close()
 
 
-def evaluation_summary(evaluation, images, class_names):
-    """What TensorBoard shows of an evaluation, a tf.Summary; `images`: those that its mistakes name."""
+def pictures_of(evaluation, images, class_names):
+    """What TensorBoard shows of an evaluation beside the curves, a tf.Summary; `images`: those its mistakes name."""
     summary = tf.Summary()
-    summary.value.add(tag="loss", simple_value=evaluation.loss)
-    summary.value.add(tag="accuracy", simple_value=evaluation.accuracy)
     pictures = {"confusion_matrix": confusion_picture(evaluation.confusion, class_names)}
     if evaluation.mistakes:
         pictures["most_confident_mistakes"] = mistakes_picture(images, evaluation.mistakes, class_names)
@@ -59,6 +57,8 @@ def report_evaluation(config, directory, checkpoint, evaluation, data):
         checkpoint: the path of the one that was evaluated.
     Returns:
         the content of evaluation.json. One with other content gets another name first.
+    Raises:
+        UserError: something cannot be written.
     """
     for line in evaluation.table(data.class_names):
         say(line)
@@ -71,8 +71,7 @@ def report_evaluation(config, directory, checkpoint, evaluation, data):
     try:
         os.makedirs(folder, exist_ok=True)
         file = EventFile(folder)
-        file.add(int(checkpoint.rpartition("-")[2]),
-                 summary=evaluation_summary(evaluation, data.test.images, data.class_names))
+        file.add(step_of(checkpoint), summary=pictures_of(evaluation, data.test.images, data.class_names))
         file.close()
     except (OSError, tf.errors.OpError) as error:
         raise UserError("cannot write the logs in %s (%s): set log_dir to a folder that can be written"
@@ -269,9 +268,10 @@ class Report:
             raise UserError("the %s loss is %s after step %d: lower init_learning_rate or raise epsilon; the "
                             "checkpoints before it are kept" % (split, loss, step))
         self._evaluated[split] = (loss, accuracy)
+        self._write(split, step, loss=loss, accuracy=accuracy)
         images = getattr(self.data, split).images
         self._log(lambda: self._files[split].add(
-            step, summary=evaluation_summary(evaluation, images, self.data.class_names)))
+            step, summary=pictures_of(evaluation, images, self.data.class_names)))
 
     def epoch(self, epoch):
         """Prints the line of the epoch (from 1) that has ended."""
@@ -303,8 +303,9 @@ class Report:
         self._files["train"].add(step, tagged_run_metadata=tf.summary.TaggedRunMetadata(
             tag=tag, run_metadata=traced.SerializeToString()))
         path = os.path.join(self._log_path(""), "trace-step-%d.json" % step)
-        with open(path, "w") as file:
+        with open(path + ".new", "w") as file:
             file.write(Timeline(traced.step_stats).generate_chrome_trace_format())
+        os.replace(path + ".new", path)
         say("traced step %d: %s (chrome://tracing opens it)" % (step, path))
 
     def _log(self, write):

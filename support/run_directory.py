@@ -95,8 +95,8 @@ class RunDirectory:
                            if before.get(name) != self.settings.get(name))
         if differing:
             raise UserError("%s holds a run with other settings (%s): set them back, or set run_name to another name"
-                            % (self.path, "; ".join("%s was %s, now %s" % (name, before.get(name),
-                                                                           self.settings.get(name))
+                            % (self.path, "; ".join("%s was %s, now %s" % (name, _shown(before.get(name)),
+                                                                           _shown(self.settings.get(name)))
                                                     for name in differing)))
 
     def read_json(self, name):
@@ -148,6 +148,17 @@ def write_json(path, content, setting):
     except OSError as error:
         raise UserError("cannot write %s (%s): make room there, or set %s to a place that can be written"
                         % (path, error.strerror, setting)) from None
+
+
+def _shown(value):
+    """A value in a sentence: not a thousand class names."""
+    text = str(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def step_of(checkpoint):
+    """The global step at which a checkpoint, given by its path, was saved."""
+    return int(tf.train.load_checkpoint(checkpoint).get_tensor("global_step"))
 
 
 def runs_in(model_dir):
@@ -223,19 +234,21 @@ class Checkpoints:
             UserError: there is none that is intact.
         """
         found = self.directory.checkpoints("best") + self.directory.checkpoints()
+        if not found:
+            raise UserError("%s has no checkpoint yet: leave mode out to go on with its training" % self.directory.path)
         if chosen:
             name = re.sub(r"\.(index|data-\d+-of-\d+)$", "", chosen)
             paths = [os.path.join(folder, name) for folder in ("", self.directory.path,
                                                                os.path.join(self.directory.path, "best"))]
-            found = [(0, path) for path in paths if os.path.exists(path + ".index")][:1]
+            known = ", ".join(path for _, path in found)
+            found = [(0, path) for path in paths if glob.glob(glob.escape(path) + ".*")][:1]
             if not found:
-                raise UserError("there is no checkpoint %s: those of this run are %s" % (chosen, ", ".join(
-                    path for _, path in self.directory.checkpoints("best") + self.directory.checkpoints()) or "none"))
+                raise UserError("there is no checkpoint %s: those of this run are %s" % (chosen, known))
         restored = self._restore_first(session, found)
         if not restored:
-            raise UserError("%s: train the run again, under another run_name"
-                            % ("%s is damaged" % chosen if chosen else "no checkpoint of %s is intact"
-                               % self.directory.path))
+            raise UserError("%s is damaged or of another network: leave checkpoint out for the best intact one" % chosen
+                            if chosen else "no checkpoint of %s is intact: train the run again, under another run_name"
+                            % self.directory.path)
         return restored
 
     def _restore_first(self, session, found):

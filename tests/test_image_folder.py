@@ -2,6 +2,7 @@
 
 import glob
 import os
+import signal
 import sys
 
 import numpy as np
@@ -12,7 +13,7 @@ from test_densenet import program, read
 
 import Densenet
 from support import UserError, image_folder
-from support.data import DataError
+from support.data import DataError, color_preprocessing
 
 CLASSES = ("circle", "cross", "ring", "square", "stripes", "triangle")
 FORMATS = ("png", "jpg", "gif", "bmp", "webp", "tif")
@@ -160,10 +161,52 @@ def test_a_changed_folder_is_decoded_anew(tmp_path, folder):
         for number in range(6):
             Image.new("RGB", (8, 8), (number, 0, 0)).save(str(tmp_path / "in" / name / ("%d.png" % number)))
     before = image_folder.prepare_data(str(tmp_path / "in"), 2, 8)
-    os.makedirs("cache/left.new")
     Image.new("RGB", (8, 8)).save(str(tmp_path / "in" / "a" / "more.png"))
     after = image_folder.prepare_data(str(tmp_path / "in"), 2, 8)
     assert len(after.train) == len(before.train) + 1 and after.fingerprint() != before.fingerprint()
+    assert len(glob.glob("cache/in-8px-*/pixels")) == 2
+
+
+def test_what_a_killed_process_left_is_done_again(shapes, folder, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            image_folder.prepare_data(shapes, 20, 8)
+    (left,) = glob.glob("cache/*.new")
+    with open(os.path.join(left, "pixels"), "wb"):
+        pass
+    assert len(image_folder.prepare_data(shapes, 20, 8).train) == 143 and not glob.glob("cache/*.new")
+
+
+def test_a_damaged_cache_is_named(shapes, folder):
+    image_folder.prepare_data(shapes, 20, 8)
+    for name in ("index.npz", "pixels"):
+        path = glob.glob("cache/*/" + name)[0]
+        with open(path, "rb") as file:
+            content = file.read()
+        for damaged in (content[:len(content) // 2], b""):
+            with open(path, "wb") as file:
+                file.write(damaged)
+            with pytest.raises(UserError, match="cannot be read .*delete that folder, and they are decoded anew"):
+                image_folder.prepare_data(shapes, 20, 8)
+        with open(path, "wb") as file:
+            file.write(content)
+    image_folder.prepare_data(shapes, 20, 8)
+
+
+def test_files_that_cannot_be_read_now_are_not_taken_for_damaged(tmp_path, folder, monkeypatch):
+    for name in ("a", "b"):
+        os.makedirs(str(tmp_path / "in" / name))
+        for number in range(6):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(str(tmp_path / "in" / name / ("%d.png" % number)))
+    os.symlink(str(tmp_path / "in" / "a"), str(tmp_path / "in" / "a" / "above"))  # does not go round in circles
+    assert len(image_folder.prepare_data(str(tmp_path / "in"), 2, 8).train) == 8
+    os.symlink("nowhere", str(tmp_path / "in" / "b" / "gone.png"))
+    with pytest.raises(UserError, match="gone.png cannot be read .No such file.*take it away"):
+        image_folder.prepare_data(str(tmp_path / "in"), 2, 8)
 
 
 def test_given_splits(tmp_path, folder):
@@ -182,14 +225,15 @@ def test_given_splits(tmp_path, folder):
 
 @pytest.mark.parametrize("folders,sentence", [
     ((), "has 0 sub-folders"), (("a",), "has 1 sub-folders"), (("a", "b"), "no training image of the class b"),
-    (None, "cannot be read as a folder")])
+    (None, "cannot be read as a folder"),
+    (("empty", "void"), "no image that can be read .no files")])
 def test_folders_without_classes(tmp_path, folder, folders, sentence):
     place = tmp_path / "in"
     for name in folders or ():
         os.makedirs(str(place / name))
     if folders is not None:
         place.mkdir(exist_ok=True)
-    if folders:
+    if folders and "a" in folders:
         for number in range(9):
             Image.new("L", (9, 7)).save(str(place / "a" / ("%d.png" % number)))
     with pytest.raises(DataError, match=sentence):
@@ -210,13 +254,12 @@ def test_random_boxes_are_those_of_the_usual_crop():
     area, ratio = width * height, width / height
     assert 0.07 < area.min() < 0.1 and area.max() > 0.9 and np.abs(np.median(area) - 0.53) < 0.03
     assert ratio.min() > 0.749 and ratio.max() < 1.334 and np.abs(np.median(np.log(ratio))) < 0.02
-    np.testing.assert_array_equal(image_folder.random_boxes(3, 1.0, None), [[0, 0, 1, 1]] * 3)
 
 
 def test_crops_show_the_parts_that_are_asked_for(shapes, folder):
     data = image_folder.prepare_data(shapes, 20, 56, crop_area=0.5)  # stored with 64 pixels a side
     whole = data.train.images
-    (centre,) = whole.crops(np.array([[3, 1]]), np.float32([[[4 / 64, 4 / 64, 60 / 64, 60 / 64]] * 2]))
+    (centre,) = whole.crops(np.array([[3, 1]]))
     np.testing.assert_array_equal(centre, whole[[3, 1]])
     (corner,) = whole.crops(np.array([[3]]), np.float32([[[0, 0.5, 0.5, 1]]]))
     stored = whole._pixels[whole._rows[3]]
@@ -267,6 +310,23 @@ def test_a_folder_is_trained_on_stopped_and_gone_on_with(shapes, folder):
     assert once["steps"] == 16 and once["dataset"] == "folder"
     Densenet.train(run_name="parts", **dict(options, total_epochs=1))
     assert Densenet.train(run_name="parts", **options)["test_loss"] == once["test_loss"]
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees(shapes, folder):
+    config = Densenet.choose(dataset="folder", data_dir=shapes, image_size=24, crop_area=0.2, batch_size=16,
+                             validation_size=20, augmentation=False)
+    data, _ = Densenet.prepare_data(config)
+    images, _ = next(Densenet.training_batches(data, config, 0, 0))
+    order = np.random.RandomState([0, 0]).permutation(len(data.train))
+    np.testing.assert_array_equal(images, color_preprocessing(data.train.images[order[:16]], data.mean, data.deviation))
+
+
+def test_stopped_within_an_epoch(shapes, folder, monkeypatch):
+    """The images that were read ahead are let go, and the signal has the last word."""
+    monkeypatch.setattr(Densenet, "learning_rate", lambda step, *_: os.kill(os.getpid(), signal.SIGTERM) or 0.01)
+    with pytest.raises(Densenet.Stopped, match="stopped and saved at step 1 of 16"):
+        Densenet.train(data_dir=shapes, run_name="mine", **TINY_FOLDER)
+    monkeypatch.undo()
 
 
 def test_an_imagenet_network_trains_at_224(shapes, folder):

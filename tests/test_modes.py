@@ -145,7 +145,7 @@ def test_predict(run, capsys):
         assert answer["probabilities"] == sorted(answer["probabilities"], reverse=True)
         assert sorted(answer["classes"]) == sorted(settings["data"]["class_names"])
 
-    if "image_size" not in settings or settings["crop_area"] == 1.0:  # these see the pixels of the file as they are
+    if settings["crop_area"] == 1.0:  # these see the pixels of the file as they are
         for answer, expected in zip(answers, by_the_training_network(run, pixels)):
             names = settings["data"]["class_names"]
             found = dict(zip(answer["classes"], answer["probabilities"]))
@@ -206,8 +206,10 @@ def test_export_gives_what_predict_does(run):
 
 @MNIST
 def test_what_is_asked_for_in_vain_is_one_sentence(run, capsys):
+    os.makedirs("nothing")
     for arguments, sentence in (
             (["mode=predict"], "name files or folders"),
+            (["mode=predict", "images=nothing"], "there are no files in nothing"),
             (["mode=predict", "images=a.png", "growth_k=7"], "was trained with growth_k=4, not 7"),
             (["mode=export", "checkpoint=dense.ckpt-99"], "there is no checkpoint dense.ckpt-99: those of this run"),
             (["mode=export", "run_name=none"],
@@ -227,8 +229,33 @@ def test_a_damaged_checkpoint_is_skipped_or_refused(run, capsys):
             pass
     assert Densenet.evaluate(**run)["checkpoint"] == "dense.ckpt-12"
     assert "skipped %s" % best in capsys.readouterr().out
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged or of another network"):
         Densenet.evaluate(checkpoint=best, **run)
+
+
+@MNIST
+def test_a_checkpoint_under_another_name(run):
+    os.makedirs("backup")
+    for suffix in (".index", ".data-00000-of-00001"):
+        shutil.copy("model/%s/dense.ckpt-12%s" % (run["run_name"], suffix), "backup/final" + suffix)
+    assert Densenet.evaluate(checkpoint="backup/final", **run)["accuracy"] == read(
+        "model/%s/result.json" % run["run_name"])["test_accuracy"]
+    assert Densenet.export(checkpoint="backup/final", **run)[1] == "model/%s/export-12.pb" % run["run_name"]
+
+
+@MNIST
+def test_runs_that_lack_something(run):
+    settings = read("model/%s/settings.json" % run["run_name"])
+    del settings["data"]["class_names"]
+    os.makedirs("model/older")
+    with open("model/older/settings.json", "w") as file:
+        json.dump(settings, file)
+    with pytest.raises(UserError, match="was trained by an earlier version"):
+        Densenet.predict(run_name="older", images="a.png")
+    os.makedirs("model/begun")
+    shutil.copy("model/%s/settings.json" % run["run_name"], "model/begun")
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        Densenet.evaluate(run_name="begun", data_dir=run["data_dir"])
 
 
 def test_the_digits_that_stood_in_are_found(runs, tmp_path, monkeypatch):

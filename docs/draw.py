@@ -1,0 +1,239 @@
+"""Draws the pictures of README.md as SVG files beside this one, with nothing but the standard library.
+
+    python docs/draw.py               all of them; the curves from curves.json
+    python docs/draw.py logs/mnist    first takes the curves from the logs of a run (this needs TensorFlow)
+"""
+
+import glob
+import html
+import json
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+INK, PALE, PAPER = "#24323d", "#8a99a6", "#ffffff"
+COLOURS = {"input": "#d9dee3", "conv": "#9fc5e8", "norm": "#ffe08a", "relu": "#f6b26b", "pool": "#b6d7a8",
+           "concat": "#d5c8ea", "out": "#ea9999"}
+LAYERS = ("#9fc5e8", "#b6d7a8", "#ffe08a", "#f6b26b", "#ea9999", "#d5c8ea")
+
+
+class Drawing:
+    """An SVG picture on white, that reads on a dark page, too."""
+
+    def __init__(self, width, height):
+        self.width, self.height = width, height
+        self.parts = [
+            '<rect width="%d" height="%d" rx="8" fill="%s"/>' % (width, height, PAPER),
+            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+            'orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="%s"/></marker></defs>' % INK]
+
+    def box(self, x, y, width, height, text="", colour=PAPER, size=13, dashed=False):
+        self.parts.append('<rect x="%g" y="%g" width="%g" height="%g" rx="5" fill="%s" stroke="%s"%s/>' % (
+            x, y, width, height, colour, INK, ' stroke-dasharray="5 4"' if dashed else ""))
+        lines = text.split("\n")
+        for number, line in enumerate(lines):
+            self.text(x + width / 2, y + height / 2 + (number - (len(lines) - 1) / 2) * (size + 3), line, size)
+
+    def text(self, x, y, text, size=13, anchor="middle", colour=INK, bold=False):
+        self.parts.append('<text x="%g" y="%g" font-size="%g" text-anchor="%s" fill="%s" dominant-baseline="central"%s>'
+                          '%s</text>' % (x, y, size, anchor, colour, ' font-weight="bold"' if bold else "",
+                                         html.escape(text)))
+
+    def arrow(self, *points, bend=0.0, colour=INK):
+        """From the first point to the last, straight, or once with a bend upwards of so many pixels."""
+        (x, y), (to_x, to_y) = points[0], points[-1]
+        if bend:
+            way = "M%g,%g C%g,%g %g,%g %g,%g" % (x, y, x, y - bend, to_x, to_y - bend, to_x, to_y)
+        else:
+            way = "M" + " L".join("%g,%g" % point for point in points)
+        self.parts.append('<path d="%s" fill="none" stroke="%s" stroke-width="1.5" marker-end="url(#tip)"/>'
+                          % (way, colour))
+
+    def line(self, points, colour, width=2.0):
+        self.parts.append('<polyline points="%s" fill="none" stroke="%s" stroke-width="%g" stroke-linejoin="round"/>'
+                          % (" ".join("%.1f,%.1f" % point for point in points), colour, width))
+
+    def save(self, name):
+        with open(os.path.join(HERE, name), "w", encoding="utf-8") as file:
+            file.write('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" '
+                       'font-family="Helvetica, Arial, sans-serif">\n%s\n</svg>\n'
+                       % (self.width, self.height, self.width, self.height, "\n".join(self.parts)))
+
+
+def dense_connectivity():
+    """Each layer's maps go to all later layers of its block."""
+    drawing = Drawing(860, 270)
+    gap, top = 160, 165
+    names = ["x₀", "H₁ → x₁", "H₂ → x₂", "H₃ → x₃", "H₄ → x₄", "transition"]
+    notes = ["input, C maps", "adds k maps", "adds k maps", "adds k maps", "adds k maps", "sees C + 4k"]
+    lefts = [25 + gap * 0.88 * number for number in range(6)]
+    for source in range(5):
+        for target in range(source + 1, 6):
+            from_x = lefts[source] + 52 + 6 * (target - source)
+            if target == source + 1:
+                drawing.arrow((lefts[source] + 105, top + 22), (lefts[target] - 1, top + 22), colour=INK)
+            else:
+                drawing.arrow((from_x, top), (lefts[target] + 52 - 6 * (target - source), top - 1),
+                              bend=34 * (target - source) - 10, colour=INK)
+    for left, name, note, colour in zip(lefts, names, notes, LAYERS):
+        drawing.box(left, top, 105, 44, name, colour, 14)
+        drawing.text(left + 52, top + 62, note, 12, colour=PALE)
+    drawing.text(430, 24, "Dense connectivity: a layer sees the maps of all layers before it, side by side", 15,
+                 bold=True)
+    drawing.save("dense_connectivity.svg")
+
+
+def dense_block():
+    """A bottleneck layer, and how its maps join the others; the transition behind the block."""
+    drawing = Drawing(860, 300)
+    drawing.text(430, 24, "A layer of a dense block, and the transition between two blocks", 15, bold=True)
+    steps = [("BN", "norm"), ("ReLU", "relu"), ("1×1 conv\n4k", "conv"), ("BN", "norm"), ("ReLU", "relu"),
+             ("3×3 conv\nk", "conv")]
+    drawing.box(25, 75, 86, 60, "input\nC maps", COLOURS["input"])
+    left = 146
+    for text, kind in steps:
+        drawing.arrow((left - (34 if left == 146 else 28), 105), (left - 1, 105))
+        drawing.box(left, 80, 66, 50, text, COLOURS[kind])
+        left += 94
+    drawing.arrow((left - 28, 105), (left - 1, 105))
+    drawing.box(left, 75, 110, 60, "concatenation\nC + k maps", COLOURS["concat"])
+    drawing.arrow((68, 75), (left + 55, 74), bend=36)
+    drawing.text(286, 152, "only with bottleneck=True", 12, colour=PALE)
+    drawing.box(138, 70, 270, 70, dashed=True, colour="none")
+
+    left = 146
+    drawing.box(25, 205, 86, 60, "block\nC maps", COLOURS["input"])
+    for text, kind in (("BN", "norm"), ("ReLU", "relu"), ("1×1 conv\nθC", "conv"), ("2×2 mean\nstride 2", "pool")):
+        drawing.arrow((left - (34 if left == 146 else 28), 235), (left - 1, 235))
+        drawing.box(left, 210, 66, 50, text, COLOURS[kind])
+        left += 94
+    drawing.arrow((left - 28, 235), (left - 1, 235))
+    drawing.box(left, 205, 110, 60, "next block\nθC maps,\nhalf the side", COLOURS["input"], 12)
+    drawing.text(left + 225, 226, "dropout, where it is used,", 12, colour=PALE)
+    drawing.text(left + 225, 244, "follows each convolution", 12, colour=PALE)
+    drawing.save("dense_block.svg")
+
+
+def network():
+    """The whole network, with the sizes of the MNIST default."""
+    drawing = Drawing(860, 230)
+    drawing.text(430, 24, "The network that python Densenet.py trains on MNIST (k = 16, θ = 0.5, plain layers)", 15,
+                 bold=True)
+    stages = [("image", "28×28×1", "input", 60), ("3×3 conv\n2k", "28×28×32", "conv", 66),
+              ("3×3 max\nstride 2", "13×13×32", "pool", 66),
+              ("dense block\n2 layers", "13×13×64", "concat", 92), ("transition", "6×6×32", "pool", 78),
+              ("dense block\n4 layers", "6×6×96", "concat", 92), ("transition", "3×3×48", "pool", 78),
+              ("dense block\n4 layers", "3×3×112", "concat", 92), ("BN, ReLU\nmean", "112", "norm", 66),
+              ("linear", "10", "out", 52)]
+    left = 14
+    for number, (text, shape, kind, width) in enumerate(stages):
+        height = 110 - 7 * number
+        drawing.box(left, 115 - height / 2, width, height, text, COLOURS[kind], 12)
+        drawing.text(left + width / 2, 190, shape, 11, colour=PALE)
+        if number:
+            drawing.arrow((left - 9, 115), (left, 115))
+        left += width + 10
+    drawing.save("network.svg")
+
+
+def side_by_side():
+    """Plain network, residual network, dense network."""
+    drawing = Drawing(860, 370)
+    for column, (name, note) in enumerate((("CNN", "x ← H(x)"), ("ResNet", "x ← H(x) + x"),
+                                           ("DenseNet", "x ← [x, H(x)]"))):
+        left = 60 + 275 * column
+        drawing.text(left + 95, 24, name, 16, bold=True)
+        drawing.text(left + 95, 46, note, 13, colour=PALE)
+        tops = [100 + 65 * layer for layer in range(4)]
+        drawing.arrow((left + 95, 64), (left + 95, tops[0] - 1))
+        for layer, top in enumerate(tops):
+            drawing.box(left + 45, top, 100, 32, "layer %d" % (layer + 1), LAYERS[layer])
+            if layer < 3:
+                drawing.arrow((left + 95, top + 32), (left + 95, top + 64))
+            if name == "ResNet" and layer < 3:  # around the layer
+                drawing.arrow((left + 95, top - 10), (left + 165, top - 10), (left + 165, top + 44),
+                              (left + 101, top + 44))
+                drawing.text(left + 85, top + 44, "+", 17)
+            if name == "DenseNet":
+                for target in range(layer + 2, 4):
+                    out = left + 160 + 16 * (target - layer - 2) + 34 * (layer % 2)
+                    start, end = top + 10 + 5 * (target - layer), tops[target] + 8 + 7 * layer
+                    drawing.arrow((left + 145, start), (out, start), (out, end), (left + 146, end))
+    drawing.save("side_by_side.svg")
+
+
+def curves(runs):
+    """Accuracy over epochs of real runs.
+
+    Args:
+        runs: {name: {"command": its command, "from": the lowest accuracy that is shown, "train", "validation", "test":
+            [[epoch, accuracy]]}}.
+    """
+    drawing = Drawing(430 * len(runs), 320)
+    for column, (name, run) in enumerate(runs.items()):
+        left, top, width, height = 60 + 430 * column, 50, 345, 210
+        low = run["from"]
+        last = run["test"][-1][0]
+        drawing.text(left + width / 2, 20, name, 15, bold=True)
+        for part in range(5):
+            accuracy = low + (1 - low) * part / 4
+            y = top + height * (1 - part / 4)
+            drawing.line([(left, y), (left + width, y)], "#e4e8eb", 1)
+            drawing.text(left - 6, y, "%.4g%%" % (100 * accuracy), 11, "end", PALE)
+        for part in range(6):
+            drawing.text(left + width * part / 5, top + height + 14, "%g" % round(last * part / 5, 1), 11, colour=PALE)
+        drawing.text(left + width / 2, top + height + 32, "epochs", 12, colour=PALE)
+        for split, colour in (("train", "#f6b26b"), ("validation", "#3d85c6")):
+            drawing.line([(left + width * epoch / last, top + height * (1 - (accuracy - low) / (1 - low)))
+                          for epoch, accuracy in run[split] if accuracy >= low], colour)
+        epoch, accuracy = run["test"][-1]
+        y = top + height * (1 - (accuracy - low) / (1 - low))
+        drawing.parts.append('<circle cx="%g" cy="%g" r="4.5" fill="#cc0000"/>' % (left + width, y))
+        for number, (split, colour) in enumerate((("train", "#f6b26b"), ("validation", "#3d85c6"),
+                                                  ("test %.2f%%" % (100 * accuracy), "#cc0000"))):
+            drawing.line([(left + 195, top + 150 + 18 * number), (left + 215, top + 150 + 18 * number)], colour, 3)
+            drawing.text(left + 222, top + 150 + 18 * number, split, 12, "start")
+        drawing.text(left + width / 2, top + height + 50, run["command"], 11, colour=PALE)
+    drawing.save("curves.svg")
+
+
+def read_curves(log_dir):
+    """A run's curves, from TensorBoard's files."""
+    import tensorflow.compat.v1 as tf
+
+    found = {}
+    for split in ("train", "validation", "test"):
+        points = {}
+        for path in sorted(glob.glob(os.path.join(log_dir, split, "events*"))):
+            for event in tf.train.summary_iterator(path):
+                for value in event.summary.value:
+                    if value.tag == "accuracy":
+                        points[event.step] = round(value.simple_value, 5)
+        found[split] = sorted(points.items())
+    with open(os.path.join(log_dir, "..", "..", "model", os.path.basename(log_dir), "result.json")) as file:
+        result = json.load(file)
+    steps_per_epoch = result["steps"] / result["epochs"]
+    return {split: [[round(step / steps_per_epoch, 3), accuracy] for step, accuracy in points]
+            for split, points in found.items()}
+
+
+def main(log_dirs):
+    path = os.path.join(HERE, "curves.json")
+    with open(path) as file:
+        runs = json.load(file)
+    for log_dir in log_dirs:
+        name = os.path.basename(os.path.normpath(log_dir))
+        runs.setdefault(name, {"command": "", "from": 0.9}).update(read_curves(os.path.normpath(log_dir)))
+    if log_dirs:
+        with open(path, "w") as file:
+            json.dump(runs, file, sort_keys=True)
+            file.write("\n")
+    dense_connectivity()
+    dense_block()
+    network()
+    side_by_side()
+    curves(runs)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
