@@ -124,6 +124,7 @@ label_smoothing: number(0.0, 0.9) = None  # share of each training label that is
 batch_size: integer(1, 65536) = None  # images in a step
 total_epochs: integer(1, 100000) = None  # passes over the training images; raise it to go on with a finished run
 precision: one_of(("float32", "bfloat16")) = None  # of activations and products; the rest is float32 anyway
+memory_efficient: boolean() = False  # compute again for the gradients what can be, instead of keeping it
 seed: integer(0, 2 ** 31 - 1) = None  # of weights, order, augmentation and dropout
 
 # Several devices; several machines share a run through TF_CONFIG, see README.md
@@ -192,13 +193,15 @@ class DenseNet:
         dropout_rate: share of activations zeroed after each convolution but the first.
         first_block: number in the name of the first dense block's scope.
         replica: which of the devices that share a batch computes it, a `support.cluster.Replica`; None: there is one.
+        memory_efficient: whether concatenations and normalized activations are computed again for the gradients
+            instead of kept.
     Raises:
         UserError: the images are too small for the network; names the layer where they shrink to nothing.
     """
 
     def __init__(self, x, blocks, filters, training, class_num=10, bottleneck=True, compression=0.5,
                  transition_channels=None, stem="3x3", stem_channels=None, dropout_rate=0.0, first_block=0,
-                 replica=None):
+                 replica=None, memory_efficient=False):
         self.blocks = tuple(blocks)
         self.nb_blocks = len(self.blocks) - 1  # pairs of a dense block and a transition before the final block
         self.filters = filters
@@ -212,6 +215,7 @@ class DenseNet:
         self.dropout_rate = dropout_rate
         self.first_block = first_block
         self.replica = replica
+        self.memory_efficient = memory_efficient
         self.replica_index = replica.index if replica else 0
         self.input_size = "%sx%s" % (x.shape[1], x.shape[2])
         self.model = self.Dense_net(x)
@@ -220,10 +224,12 @@ class DenseNet:
         """A layer of a dense block, the paper's H: [N, H, W, C] -> [N, H, W, k]."""
         with tf.variable_scope(scope):
             if self.bottleneck:
-                x = Batch_Normalization(x, self.training, scope="batch1", activation_fn=Relu, replica=self.replica)
+                x = Batch_Normalization(x, self.training, scope="batch1", activation_fn=Relu, replica=self.replica,
+                                    recompute=self.memory_efficient)
                 x = conv_layer(x, 4 * self.filters, kernel=1, layer_name="conv1")  # [N, H, W, 4k]
                 x = Drop_out(x, self.dropout_rate, self.training, "drop1", self.replica_index)
-            x = Batch_Normalization(x, self.training, scope="batch2", activation_fn=Relu, replica=self.replica)
+            x = Batch_Normalization(x, self.training, scope="batch2", activation_fn=Relu, replica=self.replica,
+                                    recompute=self.memory_efficient)
             x = conv_layer(x, self.filters, kernel=3, layer_name="conv2")  # [N, H, W, k]
             return Drop_out(x, self.dropout_rate, self.training, "drop2", self.replica_index)
 
@@ -232,7 +238,8 @@ class DenseNet:
         with tf.variable_scope(scope):
             # Rounded up from just below, so that 0.7 · 10 is 7 in floating point, too.
             channels = self.transition_channels or max(1, math.floor(self.compression * int(x.shape[-1]) + 1e-6))
-            x = Batch_Normalization(x, self.training, scope="batch1", activation_fn=Relu, replica=self.replica)
+            x = Batch_Normalization(x, self.training, scope="batch1", activation_fn=Relu, replica=self.replica,
+                                    recompute=self.memory_efficient)
             x = conv_layer(x, channels, kernel=1, layer_name="conv1")
             x = Drop_out(x, self.dropout_rate, self.training, "drop1", self.replica_index)
             self._require(x, 2, scope)
@@ -251,7 +258,8 @@ class DenseNet:
         kernel, stride, normalized, pool_padding = STEMS[self.stem]
         x = conv_layer(input_x, self.stem_channels, kernel, stride, layer_name="conv0")
         if normalized:
-            x = Batch_Normalization(x, self.training, scope="batch0", activation_fn=Relu, replica=self.replica)
+            x = Batch_Normalization(x, self.training, scope="batch0", activation_fn=Relu, replica=self.replica,
+                                    recompute=self.memory_efficient)
         if pool_padding:
             self._require(x, 3 if pool_padding == "VALID" else 1, "the pooling after conv0")
             x = Max_Pooling(x, pool_size=3, stride=2, padding=pool_padding)
@@ -261,7 +269,8 @@ class DenseNet:
             x = self.transition_layer(x, scope="trans_%d" % i)
         x = self.dense_block(x, self.blocks[-1], layer_name="dense_final")
 
-        x = Batch_Normalization(x, self.training, scope="linear_batch", activation_fn=Relu, replica=self.replica)
+        x = Batch_Normalization(x, self.training, scope="linear_batch", activation_fn=Relu, replica=self.replica,
+                                    recompute=self.memory_efficient)
         x = Global_Average_Pooling(tf.cast(x, tf.float32))  # [N, C]
         return Linear(x, self.class_num)
 
@@ -383,7 +392,8 @@ def logits_of(images, config, class_num, training, replica=None):
     """The logits [N, class_num] of normalized images [N, H, W, C]."""
     return DenseNet(tf.cast(images, config.precision), config.blocks, config.growth_k, training, class_num,
                     config.bottleneck, config.compression, config.transition_channels, config.stem,
-                    config.stem_channels, config.dropout_rate, config.first_block, replica).model
+                    config.stem_channels, config.dropout_rate, config.first_block, replica,
+                    config.memory_efficient).model
 
 
 def inference(images, config, class_num):

@@ -24,7 +24,7 @@ import Densenet
 from support import UserError, say, settings
 from support.cluster import Cluster
 from support.data import DataSet, Split
-from support.settings import integer, one_of, path
+from support.settings import boolean, integer, one_of, path
 
 # Networks by short names: (shape of an image, classes, images in a step, name in Densenet.py).
 NETWORKS = {
@@ -45,6 +45,7 @@ for _name, _parts in Densenet.NETWORKS.items():
 # ---- Settings, here or on the command line ----
 network: one_of(tuple(NETWORKS)) = None  # which one; None: a row for each of mnist, bc40, bc100, cifar
 precision: settings.declared(Densenet)["precision"] = "float32"  # of activations and products
+memory_efficient: boolean() = False  # compute again for the gradients what can be, instead of keeping it
 batch_size: integer(1, 65536) = None  # images in a step; None: 100 for MNIST, 64 for 32x32 images, 16 for 224x224
 steps: integer(1, 100000) = 10  # timed steps, of training and of inference
 json: path() = None  # a file for the rows as JSON
@@ -53,11 +54,12 @@ WARM_UP_STEPS = 3  # the first one compiles
 PEAK_SIDE = 2048  # of the square matrices whose product shows what the machine can do
 
 
-def measure(name, precision, batch_size, steps):
+def measure(name, precision, memory_efficient, batch_size, steps):
     """The row of one network, measured in this process: {key: value}, as in the JSON file."""
     image_shape, class_num, usual_batch_size, network_name = NETWORKS[name]
     config = Densenet.choose(dataset="mnist" if image_shape[2] == 1 else "cifar10", network=network_name,
-                             precision=precision, batch_size=batch_size or usual_batch_size)
+                             precision=precision, memory_efficient=memory_efficient,
+                             batch_size=batch_size or usual_batch_size)
     random = np.random.RandomState(0)
     labels = random.randint(0, class_num, config.batch_size)
     split = Split(np.zeros((1,) + image_shape, np.uint8), labels[:1])
@@ -82,6 +84,7 @@ def measure(name, precision, batch_size, steps):
     return {
         "network": name,
         "precision": precision,
+        "memory_efficient": memory_efficient,
         "batch_size": config.batch_size,
         "parameters": parameters,
         "multiply_adds": forward,
@@ -190,8 +193,8 @@ def main(arguments):
         write_json(values["json"], rows)  # now, before the time it takes
         for name in (values["network"],) if values["network"] else TABLE:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                rows.append(process.submit(measure, name, values["precision"], values["batch_size"],
-                                           values["steps"]).result())
+                rows.append(process.submit(measure, name, values["precision"], values["memory_efficient"],
+                                           values["batch_size"], values["steps"]).result())
         for line in table(rows):
             say(line)
         write_json(values["json"], rows)

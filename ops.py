@@ -5,6 +5,7 @@ Initial weights depend only on the graph's seed (`tf.set_random_seed`) and the v
 that seed, the layer's name, the replica and the step, so that a resumed run repeats exactly.
 """
 
+import collections
 import contextlib
 import functools
 import math
@@ -36,13 +37,18 @@ def conv_layer(x, filters, kernel, stride=1, layer_name="conv"):
         weights = _variable("kernel", shape, _he_normal("kernel", fan_in=kernel * kernel * shape[2]))
         weights = tf.cast(weights, x.dtype)
         height, width = (int(side) for side in x.shape[1:3])
-        if kernel % 2 and (height == width == 1 or kernel == stride == 1):  # only the kernel's centre meets the image
-            product = tf.matmul(tf.reshape(x, [-1, shape[2]]), weights[kernel // 2, kernel // 2])
-            return tf.reshape(product, [-1, height, width, filters])
-        return tf.nn.conv2d(x, weights, strides=[1, stride, stride, 1], padding="SAME")
+
+        def convolution(x, weights):
+            if kernel % 2 and (height == width == 1 or kernel == stride == 1):  # only the kernel's centre meets it
+                product = tf.matmul(tf.reshape(x, [-1, shape[2]]), weights[kernel // 2, kernel // 2])
+                return tf.reshape(product, [-1, height, width, filters])
+            return tf.nn.conv2d(x, weights, strides=[1, stride, stride, 1], padding="SAME")
+
+        normalization = _Known.of_this_place().to_recompute.get(x.name)
+        return normalization.before(convolution, weights) if normalization else convolution(x, weights)
 
 
-def Batch_Normalization(x, training, scope, activation_fn=None, replica=None):
+def Batch_Normalization(x, training, scope, activation_fn=None, replica=None, recompute=False):
     """Batch normalization (Ioffe & Szegedy 2015, arXiv 1502.03167) with a zero-debiased moving mean.
 
     Computes what TensorFlow 1.15's `tf.contrib.layers.batch_norm` computes with decay=0.9, center=True, scale=True,
@@ -56,6 +62,8 @@ def Batch_Normalization(x, training, scope, activation_fn=None, replica=None):
             a Python bool or a bool tensor.
         activation_fn: None, or `Relu`, which on a concatenation then costs no pass over memory of its own.
         replica: which of the devices that share the batch, a `support.cluster.Replica`; None: there are no others.
+        recompute: whether the output, if it goes into `conv_layer`, and the concatenation x are computed again for the
+            gradients instead of kept (Pleiss et al. 2017, arXiv 1707.06990).
     Returns:
         [N, H, W, C], of x's dtype.
     """
@@ -85,12 +93,12 @@ def Batch_Normalization(x, training, scope, activation_fn=None, replica=None):
             ]
 
         def by_batch():
-            y, mean, variance = _normalized_by_batch(x, gamma, beta, relu, replica)
+            y, mean, variance = _normalized_by_batch(x, gamma, beta, relu, replica, recompute)
             if replica is not None and replica.count > 1:
                 replica.statistics.append((advance, mean, variance))
                 return y
             with tf.control_dependencies(advance(mean, variance)):
-                return tf.identity(y)
+                return _Known.of_this_place().identity(y)
 
         def by_moving_statistics():
             y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, moving_mean, moving_variance,
@@ -187,6 +195,7 @@ class _Known:
         self.parts = {}  # name of a concatenation: its parts
         self.statistics = {}  # name of a tensor: its mean and variance
         self.followers = {}  # name of a tensor: its follower
+        self.to_recompute = {}  # name of a tensor: the _Normalization that it comes from
 
     @staticmethod
     def of_this_place():
@@ -202,6 +211,20 @@ class _Known:
             x = self.followers[x.name]
         return x
 
+    def leaves(self, x):
+        """What x is the concatenation of, down to tensors that are none themselves."""
+        if x.name not in self.parts:
+            return [x]
+        return [leaf for part in self.parts[x.name] for leaf in self.leaves(part)]
+
+    def identity(self, y):
+        """tf.identity, also of what y is to be recomputed from."""
+        copy = tf.identity(y)
+        if y.name in self.to_recompute:
+            normalization = self.to_recompute[y.name]
+            self.to_recompute[copy.name] = normalization._replace(mean=tf.identity(normalization.mean))
+        return copy
+
     def measured(self, x, replica=None):
         """(x's newest follower, its mean [C], its variance [C]), the latter over all replicas if they are to agree."""
         x = self.newest(x)
@@ -216,20 +239,57 @@ class _Known:
         return (x,) + self.statistics[x.name]
 
 
-def _normalized_by_batch(x, gamma, beta, relu, replica=None):
+class _Normalization(collections.namedtuple("_Normalization", "parts mean scale offset relu")):
+    """(x - mean) · scale + offset of the concatenation x of the parts, rectified if `relu`: kept as what it comes from.
+    """
+
+    def before(self, product, weights):
+        """product(normalized x, weights), with neither x nor its normalization kept for the gradients."""
+        known = _Known.of_this_place()
+
+        @tf.custom_gradient
+        def function(mean, scale, offset, weights, *parts):
+            def gradient(dproduct, *dparts):
+                with tf.control_dependencies([dproduct]):  # not before it is needed, and not what the first time gave
+                    again = tf.concat([tf.identity(part) for part in parts], axis=3)
+                    with _fused(again):
+                        y = _normalized(again, mean, scale, offset, self.relu)
+                dy, dweights = tf.gradients(product(y, weights), [y, weights], dproduct)
+                dmean, dscale, doffset, *more = _normalization_gradients(
+                    parts, again, mean, scale, offset, self.relu, dy, dparts)
+                return [dmean, dscale, doffset, dweights] + more
+
+            x = tf.concat(parts, axis=3)
+            with _fused(x):
+                y = _normalized(x, mean, scale, offset, self.relu)
+            return [product(y, weights)] + [tf.identity(part) for part in parts], gradient
+
+        parts = [known.newest(part) for part in self.parts]
+        output, *followers = function(self.mean, self.scale, self.offset, weights, *parts)
+        for part, follower in zip(parts, followers):
+            known.followers[part.name] = follower
+            known.statistics[follower.name] = known.statistics[part.name]
+        return output
+
+
+def _normalized_by_batch(x, gamma, beta, relu, replica=None, recompute=False):
     """(normalized x, [rectified if `relu`]; the batch's mean [C]; its variance [C] with Bessel's correction)."""
     known = _Known.of_this_place()
     synchronized = replica is not None and replica.sync_batch_norm
-    if x.name not in known.parts and not synchronized:
+    if x.name not in known.parts and not synchronized and not recompute:
         # The kernel returns the variance with Bessel's correction, n / max(n - 1, 1).
         y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=BATCH_NORM_EPSILON)
         return tf.nn.relu(y) if relu else y, mean, variance
-    parts = known.parts.get(x.name, [x])
+    parts = known.leaves(x) if recompute else known.parts.get(x.name, [x])
     parts, means, variances = zip(*(known.measured(part, replica) for part in parts))
     mean, variance = tf.concat(means, 0), tf.concat(variances, 0)
-    y, follower = _normalized_concatenation(parts, mean, gamma * tf.rsqrt(variance + BATCH_NORM_EPSILON), beta, relu)
-    known.followers[x.name if len(parts) > 1 else parts[0].name] = follower
-    known.statistics[follower.name] = mean, variance
+    scale = gamma * tf.rsqrt(variance + BATCH_NORM_EPSILON)
+    y, follower = _normalized_concatenation(parts, mean, scale, beta, relu)
+    if recompute:
+        known.to_recompute[y.name] = _Normalization(parts, mean, scale, beta, relu)
+    else:
+        known.followers[x.name if len(parts) > 1 else parts[0].name] = follower
+        known.statistics[follower.name] = mean, variance
     count = _count(parts[0]) * (replica.count if synchronized else 1)
     return y, mean, variance * (count / tf.maximum(count - 1, 1))
 
@@ -261,27 +321,43 @@ def _normalized_concatenation(parts, mean, scale, offset, relu):
     def function(mean, scale, offset, *parts):
         x = tf.concat(parts, axis=3)
         with _fused(x):
-            y = (tf.cast(x, tf.float32) - mean) * scale + offset
-            y = tf.cast(tf.nn.relu(y) if relu else y, x.dtype)
+            y = _normalized(x, mean, scale, offset, relu)
 
         def gradient(dy, dx):
-            with _fused(x):
-                centred = tf.cast(x, tf.float32) - mean
-                dy = tf.cast(dy, tf.float32)
-                if relu:
-                    dy = tf.where(centred * scale + offset > 0, dy, tf.zeros_like(dy))
-                through = dy * scale
-                if dx is not None:  # TensorFlow 1.15 has None for an output in bfloat16 that is not used
-                    through += tf.cast(dx, tf.float32)
-                dparts = tf.split(tf.cast(through, x.dtype), [int(part.shape[3]) for part in parts], axis=3)
-                dscale = tf.cast(dy * centred, x.dtype)
-                dy = tf.cast(dy, x.dtype)
-            doffset = _channel_sums(dy)
-            return [-scale * doffset, _channel_sums(dscale), doffset] + dparts
+            return _normalization_gradients(parts, x, mean, scale, offset, relu, dy, dx)
 
         return (y, x), gradient
 
     return function(mean, scale, offset, *parts)
+
+
+def _normalized(x, mean, scale, offset, relu):
+    y = (tf.cast(x, tf.float32) - mean) * scale + offset
+    return tf.cast(tf.nn.relu(y) if relu else y, x.dtype)
+
+
+def _normalization_gradients(parts, x, mean, scale, offset, relu, dy, dx):
+    """Gradients of mean, scale, offset and each part, from those of the output y.
+
+    Args:
+        dx: those that reach x, the concatenation of the parts, in other ways; or a tuple of those that reach the parts.
+    """
+    with _fused(x):
+        centred = tf.cast(x, tf.float32) - mean
+        dy = tf.cast(dy, tf.float32)
+        if relu:
+            dy = tf.where(centred * scale + offset > 0, dy, tf.zeros_like(dy))
+        through = dy * scale
+        if dx is not None and not isinstance(dx, tuple):
+            # TensorFlow 1.15 has None for an output in bfloat16 that is not used
+            through += tf.cast(dx, tf.float32)
+        dparts = tf.split(tf.cast(through, x.dtype), [int(part.shape[3]) for part in parts], axis=3)
+        if isinstance(dx, tuple):
+            dparts = [dpart if other is None else dpart + other for dpart, other in zip(dparts, dx)]
+        dscale = tf.cast(dy * centred, x.dtype)
+        dy = tf.cast(dy, x.dtype)
+    doffset = _channel_sums(dy)
+    return [-scale * doffset, _channel_sums(dscale), doffset] + dparts
 
 
 def _channel_sums(x):

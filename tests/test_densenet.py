@@ -123,6 +123,49 @@ def test_checkpoints_of_both_versions_are_restored(version):
         assert sess.run(tf.train.get_global_step()) == 4
 
 
+def trained_a_step(blocks, bottleneck, memory_efficient, dropout_rate=0.0):
+    """Loss, gradients and variables after one training step; and the graph."""
+    random = np.random.RandomState(0)
+    images, labels = random.normal(size=[8, 12, 12, 3]).astype(np.float32), random.randint(0, 10, 8)
+    with tf.Graph().as_default() as graph, tf.Session() as sess:
+        tf.set_random_seed(1)
+        logits = Densenet.DenseNet(tf.constant(images), blocks, 6, True, bottleneck=bottleneck,
+                                   dropout_rate=dropout_rate, stem="imagenet", memory_efficient=memory_efficient).model
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+        gradients = tf.gradients(loss, tf.trainable_variables())
+        sess.run(tf.global_variables_initializer())
+        found = sess.run([loss] + gradients)
+        return found + sess.run(tf.global_variables()), graph
+
+
+@pytest.mark.parametrize("bottleneck", [True, False])
+def test_the_memory_efficient_mode_changes_nothing(bottleneck):
+    """Loss, gradients, with the same dropout masks, and statistics that have advanced once."""
+    plain, _ = trained_a_step((3, 3), bottleneck, False, dropout_rate=0.2)
+    efficient, _ = trained_a_step((3, 3), bottleneck, True, dropout_rate=0.2)
+    for found, expected in zip(efficient, plain):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_memory_efficient_mode_keeps_what_grows_linearly():
+    """The values of feature maps that the gradients take from before them, by the number of layers in a block."""
+    def kept(layers, memory_efficient):
+        _, graph = trained_a_step((layers,), True, memory_efficient)
+        tensors = {}
+        for operation in graph.get_operations():
+            if operation.name.startswith("gradients/"):
+                for tensor in operation.inputs:
+                    while tensor.op.type in ("Identity", "IdentityN"):  # these share their input's memory
+                        tensor = tensor.op.inputs[tensor.value_index]
+                    if not tensor.op.name.startswith("gradients/") and tensor.shape.ndims == 4 and tensor.shape[0] == 8:
+                        tensors[tensor.name] = tensor.shape.num_elements()
+        return sum(tensors.values())
+
+    plain, efficient = ([kept(layers, mode) for layers in (4, 8, 12)] for mode in (False, True))
+    assert efficient[2] - efficient[1] == efficient[1] - efficient[0]
+    assert plain[2] - plain[1] > plain[1] - plain[0] > 2 * (efficient[1] - efficient[0])
+
+
 def variable_names(**changes):
     with tf.Graph().as_default():
         record.small_network(tf.zeros([2, 64, 64, 3]), True, **changes)
