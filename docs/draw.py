@@ -166,15 +166,15 @@ def curves(runs):
     """Accuracy over epochs of real runs.
 
     Args:
-        runs: {name: {"command": its command, "from": the lowest accuracy that is shown, "train", "validation", "test":
+        runs: {name: {"title", "command", "from": the lowest accuracy that is shown, "train", "validation", "test":
             [[epoch, accuracy]]}}.
     """
     drawing = Drawing(430 * len(runs), 320)
-    for column, (name, run) in enumerate(runs.items()):
+    for column, run in enumerate(runs.values()):
         left, top, width, height = 60 + 430 * column, 50, 345, 210
         low = run["from"]
         last = run["test"][-1][0]
-        drawing.text(left + width / 2, 20, name, 15, bold=True)
+        drawing.text(left + width / 2, 20, run["title"], 15, bold=True)
         for part in range(5):
             accuracy = low + (1 - low) * part / 4
             y = top + height * (1 - part / 4)
@@ -222,11 +222,12 @@ def main(log_dirs):
     with open(path) as file:
         runs = json.load(file)
     for log_dir in log_dirs:
-        name = os.path.basename(os.path.normpath(log_dir))
-        runs.setdefault(name, {"command": "", "from": 0.9}).update(read_curves(os.path.normpath(log_dir)))
+        log_dir = os.path.normpath(log_dir)
+        name = os.path.basename(log_dir)
+        runs.setdefault(name, {"title": name, "command": "", "from": 0.9}).update(read_curves(log_dir))
     if log_dirs:
         with open(path, "w") as file:
-            json.dump(runs, file, sort_keys=True)
+            json.dump(runs, file)
             file.write("\n")
     dense_connectivity()
     dense_block()
