@@ -18,6 +18,8 @@ import signal
 import sys
 import types
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends them without a traceback
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported: errors only
 
 import numpy as np
@@ -89,7 +91,7 @@ NETWORKS = {
 mode: one_of(("train", "evaluate", "predict", "export")) = "train"  # the others need a run that was trained
 
 # Data
-dataset: one_of(tuple(DATASETS)) = "mnist"  # what to train on; folder: your own images
+dataset: one_of(tuple(DATASETS)) = "mnist"  # what to train on; folder: your own images, in data_dir
 data_dir: path() = "data"  # where data sets are sought, in its folder of the data set's name first; downloads go there
 cache_dir: path() = "cache"  # where decoded images of dataset=folder are kept
 digits_stand_in: boolean() = True  # without MNIST, train on the small digits inside scikit-learn instead of stopping
@@ -103,7 +105,7 @@ flip: boolean() = None  # left to right
 flip_average: boolean() = None  # evaluate by the mean of the logits of an image and of its mirror image
 
 # Network
-network: one_of(tuple(NETWORKS)) = None  # one of the networks above; the constants of this group change parts of it
+network: one_of(tuple(NETWORKS)) = None  # in the table NETWORKS; the constants of this group change parts of it
 blocks: integers(1, 256, most=8) = None  # layers in each dense block; the last one is followed by the classifier
 growth_k: integer(1, 512) = None  # growth rate k: feature maps that each layer adds
 bottleneck: boolean() = None  # a 1x1 convolution to 4k before each 3x3 convolution
@@ -133,7 +135,7 @@ sync_batch_norm: boolean() = None  # normalize by statistics of the whole batch 
 worker_timeout: number(1.0, 100000.0) = 60.0  # seconds of silence after which another worker is lost
 
 # The other modes
-checkpoint: path() = None  # what they use; None: the best on validation, else the newest
+checkpoint: path() = None  # what the other modes use; None: the best on validation, else the newest
 images: paths() = None  # what mode=predict looks at: image files, and folders of them
 json: path() = None  # a file that gets mode=predict's answers, too
 
@@ -154,7 +156,7 @@ _PHOTOS = dict(_COMMON, network="densenet_cifar", shift=4, rotation=0.0, flip=Tr
                init_learning_rate=5e-3, schedule="cosine", warmup=0.2, weight_decay=0.1, label_smoothing=0.1,
                batch_size=128, total_epochs=48, validation_size=5000, precision=fast_precision())
 _OWN_IMAGES = dict(_PHOTOS, network="densenet_folder", image_size=64, crop_area=1.0, batch_size=32, total_epochs=30,
-                   validation_size=100)
+                   validation_size=None)  # a tenth of the training images
 DEFAULTS = {
     "mnist": dict(_HANDWRITING, batch_size=100, total_epochs=20, validation_size=5000),
     "digits": dict(_HANDWRITING, batch_size=50, total_epochs=30, validation_size=100),
@@ -631,7 +633,7 @@ def train(arguments=(), **overrides):
                 if len(data.validation):
                     evaluation = Evaluate(sess, net, data.validation, data, cluster)
                     report.evaluated("validation", step, evaluation)
-                    if evaluation.accuracy > sess.run(net.best_accuracy):
+                    if evaluation.accuracy >= sess.run(net.best_accuracy):  # of equals the one that saw more
                         sess.run(net.set_best, {net.new_best: evaluation.accuracy})
                         checkpoints.save_best(sess, step)  # before the newest, which knows of it
                 if config.test_every_epoch:
@@ -660,8 +662,9 @@ def trained_run(arguments=(), **overrides):
             digits = choose(**dict(config.overridden, dataset="digits"))  # as in `prepare_data`
             if os.path.isdir(os.path.join(digits.model_dir, digits.run_name)):
                 return trained_run(**dict(config.overridden, dataset="digits"))
-        raise UserError("there is no trained run %s: leave mode out to train it, or set run_name; the runs in %s are %s"
-                        % (directory.path, config.model_dir, ", ".join(runs_in(config.model_dir)) or "none"))
+        raise UserError("there is no trained run %s: set run_name to one of those in %s (%s), or leave mode out to "
+                        "train it" % (directory.path, config.model_dir,
+                                      ", ".join(runs_in(config.model_dir)) or "none"))
     facts = trained_with.pop("data", {})
     if "class_names" not in facts:
         raise UserError("%s was trained by an earlier version, which did not save what this needs: train it again, "
@@ -740,7 +743,8 @@ def predict(arguments=(), **overrides):
                 try:
                     pixels = image_folder.read_image(file, side, channels)
                 except Exception as error:  # of any kind, as its docstring says
-                    say("%s  skipped: no image that can be read (%s)" % (file, " ".join(str(error).split())))
+                    problem = getattr(error, "strerror", None) or "no image: %s" % " ".join(str(error).split())
+                    say("%s  skipped (%s)" % (file, problem))
                     continue
                 pixels = pixels[margin:margin + height, margin:margin + height]
                 found = sess.run(probabilities, {images: pixels[None]})[0]
@@ -809,6 +813,7 @@ def main(arguments):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     status = main(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
     sys.exit(status)

@@ -20,6 +20,7 @@ from support.run_directory import fcntl
 
 CHANNELS = 3
 TEST_SHARE = 1 / 6  # of each class's images, drawn at random but always the same, where no test images are given
+VALIDATION_SHARE = 0.1  # of the training images, where no number is given
 LISTED = 10  # files that cannot be read are named, at most so many on the terminal
 CROP_MARGIN = 8 / 7  # images that are cropped at random are kept larger by this factor, as 256 is to 224
 IGNORED = ("Thumbs.db", "desktop.ini")
@@ -30,7 +31,8 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
 
     Args:
         data_dir: holds a sub-folder for each class, or `train` and `test` (or `val`) with one for each class.
-        crop_area: see `Images.crops`.
+        validation_size: training images held out; None for a tenth of them.
+        crop_area: see `random_boxes`.
         cache_dir: where the decoded images are kept, in a folder of their own.
     Raises:
         DataError: there are no classes, or one of them has no image that can be read.
@@ -67,6 +69,8 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
     def split(rows):
         return Split(Images(pixels, rows, image_size), labels[rows])
 
+    if validation_size is None:
+        validation_size = int(VALIDATION_SHARE * (~test).sum())
     data = data_set("folder", split(np.flatnonzero(~test)), split(np.flatnonzero(test)), classes, validation_size,
                     black_border=False, checksum=int(checksum))
     untaught = sorted(set(range(len(classes))) - set(data.train.labels.tolist()))
@@ -224,8 +228,8 @@ def _listed(data_dir):
     test = next((os.path.join(data_dir, name) for name in ("test", "val") if "train" in names and name in names), None)
     classes = folders_in(train)
     if len(classes) < 2:
-        raise DataError("%s has %d sub-folders, but one is needed for each class, and two classes at least"
-                        % (train, len(classes)))
+        raise DataError("%s has %d sub-folders, not one for each of two classes or more: set data_dir to the folder "
+                        "that holds them" % (train, len(classes)))
     for name in classes:
         if not name.isprintable():  # as what is not UTF-8 appears
             raise DataError("%s has a sub-folder %r: give it a name of letters that can be shown" % (train, name))

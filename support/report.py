@@ -121,6 +121,9 @@ class Report:
             % (config.network, ",".join(map(str, config.blocks)), config.growth_k, format(parameters, ",")))
         say("device   %s%s; TensorFlow %s" % (", ".join(devices) or "CPU, %d cores" % os.cpu_count(),
                                               self.cluster.description(), tf.VERSION))
+        count, left_over = divmod(len(data.train), config.batch_size)
+        say("steps    %d an epoch, of %d images%s" % (count, config.batch_size, left_over and (
+            "; the %d left over are others each time" % left_over) or ""))
         say("logs     %s (see them: tensorboard --logdir %s)" % (self._log_path(""), config.log_dir))
         say("model    %s" % self.directory.path)
         progress = self.directory.read_json("progress.json") or {}
@@ -194,6 +197,9 @@ class Report:
             "hyperparameters": dict(hyperparameters, total_epochs=self.config.total_epochs),
         }
         self.directory.write_json("result.json", result)
+        best = self.directory.checkpoints("best")
+        if best and best[0][0] != step:
+            say("the best on validation is %s: evaluate, predict and export use it" % best[0][1])
         say("test accuracy %.2f%%, loss %.4f, of the weights after epoch %d (%s)"
             % (100 * evaluation.accuracy, evaluation.loss, result["epochs"],
                os.path.join(self.directory.path, "result.json")))
@@ -281,8 +287,9 @@ class Report:
         parts = ["train loss %.4f accuracy %.2f%%" % (self._sums[0] / count, 100 * self._sums[1] / count)]
         for split, (loss, accuracy) in self._evaluated.items():
             parts.append("%s loss %.4f accuracy %.2f%%" % (split, loss, 100 * accuracy))
-        say("epoch %d/%d  %s  %.1f s, %.0f images/s" % (epoch, self.config.total_epochs, "  ".join(parts),
-                                                       now - self._epoch_started, self._images_per_second()))
+        rate = self._images_per_second(self._before_epoch)
+        say("epoch %d/%d  %s  %.1f s%s" % (epoch, self.config.total_epochs, "  ".join(parts),
+                                           now - self._epoch_started, ", %.0f images/s" % rate if rate else ""))
         self._epoch_started = self._last_line = now
         self._begin_epoch()
 
@@ -291,8 +298,10 @@ class Report:
     def _log_path(self, split):
         return os.path.join(self.config.log_dir, self.config.run_name, split)
 
-    def _images_per_second(self):
-        return self._timed_steps * self.config.batch_size / self._train_seconds if self._train_seconds else 0.0
+    def _images_per_second(self, since=(0.0, 0)):
+        """From a pair of the seconds and the steps that were timed before, or 0 where none were since then."""
+        seconds, steps = self._train_seconds - since[0], self._timed_steps - since[1]
+        return steps * self.config.batch_size / seconds if steps else 0.0
 
     def _write(self, split, step, **values):
         summary = tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
@@ -323,6 +332,7 @@ class Report:
 
     def _begin_epoch(self):
         self._sums = [0.0, 0.0, 0]  # as _point, over the epoch
+        self._before_epoch = self._train_seconds, self._timed_steps
         self._evaluated = {}
 
     def _show_progress(self, step, loss, now):

@@ -79,8 +79,9 @@ def trained_alone(tiny_mnist):
     return {bottleneck: trained(tiny_mnist, 1, bottleneck=bottleneck) for bottleneck in (False, True)}
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-@pytest.mark.parametrize("bottleneck", [False, True])
+@pytest.mark.parametrize("devices,bottleneck", [
+    (2, True), (4, False), pytest.param(2, False, marks=pytest.mark.long),
+    pytest.param(4, True, marks=pytest.mark.long)])
 def test_synchronized_devices_train_as_one(tiny_mnist, trained_alone, bottleneck, devices):
     shared = trained(tiny_mnist, devices, bottleneck=bottleneck, sync_batch_norm=True)
     assert_near(shared, trained_alone[bottleneck])

@@ -123,34 +123,35 @@ def test_checkpoints_of_both_versions_are_restored(version):
         assert sess.run(tf.train.get_global_step()) == 4
 
 
-def trained_a_step(blocks, bottleneck, memory_efficient, dropout_rate=0.0):
-    """Loss, gradients and variables after one training step; and the graph."""
+def build_step(blocks, bottleneck, memory_efficient, dropout_rate=0.0):
+    """Loss and gradients of a batch of 8 images, in the default graph."""
     random = np.random.RandomState(0)
     images, labels = random.normal(size=[8, 12, 12, 3]).astype(np.float32), random.randint(0, 10, 8)
-    with tf.Graph().as_default() as graph, tf.Session() as sess:
-        tf.set_random_seed(1)
-        logits = Densenet.DenseNet(tf.constant(images), blocks, 6, True, bottleneck=bottleneck,
-                                   dropout_rate=dropout_rate, stem="imagenet", memory_efficient=memory_efficient).model
-        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
-        gradients = tf.gradients(loss, tf.trainable_variables())
-        sess.run(tf.global_variables_initializer())
-        found = sess.run([loss] + gradients)
-        return found + sess.run(tf.global_variables()), graph
+    tf.set_random_seed(1)
+    logits = Densenet.DenseNet(tf.constant(images), blocks, 6, True, bottleneck=bottleneck, dropout_rate=dropout_rate,
+                               stem="imagenet", memory_efficient=memory_efficient).model
+    loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+    return [loss] + tf.gradients(loss, tf.trainable_variables())
 
 
 @pytest.mark.parametrize("bottleneck", [True, False])
 def test_the_memory_efficient_mode_changes_nothing(bottleneck):
     """Loss, gradients, with the same dropout masks, and statistics that have advanced once."""
-    plain, _ = trained_a_step((3, 3), bottleneck, False, dropout_rate=0.2)
-    efficient, _ = trained_a_step((3, 3), bottleneck, True, dropout_rate=0.2)
-    for found, expected in zip(efficient, plain):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    found = []
+    for memory_efficient in (False, True):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            step = build_step((3, 3), bottleneck, memory_efficient, dropout_rate=0.2)
+            sess.run(tf.global_variables_initializer())
+            found.append(sess.run(step) + sess.run(tf.global_variables()))
+    for efficient, plain in zip(*found):
+        np.testing.assert_allclose(efficient, plain, atol=1e-5)
 
 
 def test_the_memory_efficient_mode_keeps_what_grows_linearly():
     """The values of feature maps that the gradients take from before them, by the number of layers in a block."""
     def kept(layers, memory_efficient):
-        _, graph = trained_a_step((layers,), True, memory_efficient)
+        with tf.Graph().as_default() as graph:
+            build_step((layers,), True, memory_efficient)
         tensors = {}
         for operation in graph.get_operations():
             if operation.name.startswith("gradients/"):
@@ -348,7 +349,7 @@ def test_a_run_writes_what_it_promises(tiny_mnist, folder, capsys, monkeypatch):
     assert sorted(train["accuracy"]) == [50] and {"loss", "learning_rate", "images_per_second"} < set(train)
     assert train["loss"] == {50: pytest.approx(np.mean(losses[:50]))}  # the mean of all steps up to it, over epochs
     assert test["accuracy"] == {60: pytest.approx(result["test_accuracy"])}
-    best = max(validation["accuracy"], key=lambda step: (validation["accuracy"][step], -step))
+    best = max(validation["accuracy"], key=lambda step: (validation["accuracy"][step], step))
     assert sorted(os.listdir("model/tiny/best")) == [
         "checkpoint", "dense.ckpt-%d.data-00000-of-00001" % best, "dense.ckpt-%d.index" % best]
     with open("model/tiny/checkpoint") as file:

@@ -155,6 +155,11 @@ def test_the_folder_is_decoded_once_and_what_is_damaged_is_named(shapes, folder,
     assert len(glob.glob("cache/shapes-32px-*/pixels")) == 1 and not glob.glob("cache/*.new")
 
 
+def test_a_tenth_is_held_out_where_no_number_is_given(shapes, folder):
+    data = image_folder.prepare_data(shapes, Densenet.choose(dataset="folder").validation_size, 8)
+    assert (len(data.train), len(data.validation)) == (147, 16)
+
+
 def test_a_changed_folder_is_decoded_anew(tmp_path, folder):
     for name in ("a", "b"):
         os.makedirs(str(tmp_path / "in" / name))
@@ -224,8 +229,8 @@ def test_given_splits(tmp_path, folder):
 
 
 @pytest.mark.parametrize("folders,sentence", [
-    ((), "has 0 sub-folders"), (("a",), "has 1 sub-folders"), (("a", "b"), "no training image of the class b"),
-    (None, "cannot be read as a folder"),
+    ((), "has 0 sub-folders"), (("a",), "has 1 sub-folders, not one for each"),
+    (("a", "b"), "no training image of the class b"), (None, "cannot be read as a folder"),
     (("empty", "void"), "no image that can be read .no files")])
 def test_folders_without_classes(tmp_path, folder, folders, sentence):
     place = tmp_path / "in"

@@ -50,4 +50,4 @@ def test_its_example_of_an_exported_network(tiny_mnist, folder):
     (answer,) = Densenet.predict(run_name="mnist", images="seven.png")
     output = subprocess.run([sys.executable, "-c", example], check=True, stdout=subprocess.PIPE,
                             env=dict(os.environ, PYTHONPATH="")).stdout
-    assert output.decode().strip() == repr(answer["classes"][0].encode())
+    assert output.decode().strip() == answer["classes"][0]
