@@ -202,7 +202,8 @@ def ended(process):
         line for line in error.splitlines() if line.startswith(("Densenet.py", "Traceback")))
 
 
-@pytest.mark.parametrize("devices,dropout_rate", [(1, 0.0), (1, 0.3), pytest.param(2, 0.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("devices,dropout_rate", [
+    (1, 0.3), pytest.param(1, 0.0, marks=pytest.mark.long), pytest.param(2, 0.0, marks=pytest.mark.long)])
 def test_two_workers_train_as_one_process(tiny_mnist, trained_alone, folder, devices, dropout_rate):
     """With dropout, as one process with two devices: the masks are those of the device among all."""
     settings = dict(dropout_rate=dropout_rate, bottleneck=True, sync_batch_norm=True)
