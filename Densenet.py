@@ -226,12 +226,10 @@ class DenseNet:
         """A layer of a dense block, the paper's H: [N, H, W, C] -> [N, H, W, k]."""
         with tf.variable_scope(scope):
             if self.bottleneck:
-                x = Batch_Normalization(x, self.training, scope="batch1", activation_fn=Relu, replica=self.replica,
-                                    recompute=self.memory_efficient)
+                x = self._norm_relu(x, scope="batch1")
                 x = conv_layer(x, 4 * self.filters, kernel=1, layer_name="conv1")  # [N, H, W, 4k]
                 x = Drop_out(x, self.dropout_rate, self.training, "drop1", self.replica_index)
-            x = Batch_Normalization(x, self.training, scope="batch2", activation_fn=Relu, replica=self.replica,
-                                    recompute=self.memory_efficient)
+            x = self._norm_relu(x, scope="batch2")
             x = conv_layer(x, self.filters, kernel=3, layer_name="conv2")  # [N, H, W, k]
             return Drop_out(x, self.dropout_rate, self.training, "drop2", self.replica_index)
 
@@ -240,8 +238,7 @@ class DenseNet:
         with tf.variable_scope(scope):
             # Rounded up from just below, so that 0.7 · 10 is 7 in floating point, too.
             channels = self.transition_channels or max(1, math.floor(self.compression * int(x.shape[-1]) + 1e-6))
-            x = Batch_Normalization(x, self.training, scope="batch1", activation_fn=Relu, replica=self.replica,
-                                    recompute=self.memory_efficient)
+            x = self._norm_relu(x, scope="batch1")
             x = conv_layer(x, channels, kernel=1, layer_name="conv1")
             x = Drop_out(x, self.dropout_rate, self.training, "drop1", self.replica_index)
             self._require(x, 2, scope)
@@ -260,8 +257,7 @@ class DenseNet:
         kernel, stride, normalized, pool_padding = STEMS[self.stem]
         x = conv_layer(input_x, self.stem_channels, kernel, stride, layer_name="conv0")
         if normalized:
-            x = Batch_Normalization(x, self.training, scope="batch0", activation_fn=Relu, replica=self.replica,
-                                    recompute=self.memory_efficient)
+            x = self._norm_relu(x, scope="batch0")
         if pool_padding:
             self._require(x, 3 if pool_padding == "VALID" else 1, "the pooling after conv0")
             x = Max_Pooling(x, pool_size=3, stride=2, padding=pool_padding)
@@ -271,10 +267,13 @@ class DenseNet:
             x = self.transition_layer(x, scope="trans_%d" % i)
         x = self.dense_block(x, self.blocks[-1], layer_name="dense_final")
 
-        x = Batch_Normalization(x, self.training, scope="linear_batch", activation_fn=Relu, replica=self.replica,
-                                    recompute=self.memory_efficient)
+        x = self._norm_relu(x, scope="linear_batch")
         x = Global_Average_Pooling(tf.cast(x, tf.float32))  # [N, C]
         return Linear(x, self.class_num)
+
+    def _norm_relu(self, x, scope):
+        return Batch_Normalization(x, self.training, scope, activation_fn=Relu, replica=self.replica,
+                                   recompute=self.memory_efficient)
 
     def _require(self, x, pool_size, scope):
         if min(int(x.shape[1]), int(x.shape[2])) < pool_size:
@@ -728,7 +727,6 @@ def predict(arguments=(), **overrides):
         raise UserError("mode=predict looks at images: name files or folders, images=a.png,folder/")
     height, _, channels = facts["image_shape"]
     side = image_folder.stored_side(config.image_size, config.crop_area) if config.image_size else height
-    margin = (side - height) // 2
     files = [file for path in config.images for file in image_folder.files_under(path)]
     if not files:
         raise UserError("there are no files in %s" % ", ".join(config.images))
@@ -741,12 +739,11 @@ def predict(arguments=(), **overrides):
         try:
             for file in files:
                 try:
-                    pixels = image_folder.read_image(file, side, channels)
+                    pixels = image_folder.centre_of(image_folder.read_image(file, side, channels), height)
                 except Exception as error:  # of any kind, as its docstring says
                     problem = getattr(error, "strerror", None) or "no image: %s" % " ".join(str(error).split())
                     say("%s  skipped (%s)" % (file, problem))
                     continue
-                pixels = pixels[margin:margin + height, margin:margin + height]
                 found = sess.run(probabilities, {images: pixels[None]})[0]
                 order = np.argsort(-found)
                 answers.append({"image": file, "classes": [facts["class_names"][index] for index in order],

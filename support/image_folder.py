@@ -88,6 +88,12 @@ def stored_side(image_size, crop_area):
     return image_size if crop_area == 1.0 else int(round(image_size * CROP_MARGIN))
 
 
+def centre_of(images, size):
+    """The middle [..., size, size, C] of images [..., S, S, C]."""
+    start = (images.shape[-2] - size) // 2
+    return images[..., start:start + size, start:start + size, :]
+
+
 class Images:
     """Some rows of the stored pixels [M, S, S, 3], as uint8 [N, size, size, 3]: of each its centre.
 
@@ -104,9 +110,7 @@ class Images:
         return len(self._rows)
 
     def __getitem__(self, chosen):
-        start = (self._pixels.shape[1] - self._size) // 2
-        centre = slice(start, start + self._size)
-        return self._pixels[self._rows[chosen]][..., centre, centre, :]
+        return centre_of(self._pixels[self._rows[chosen]], self._size)
 
     def subset(self, chosen):
         """These of the images, without reading them."""
@@ -128,7 +132,7 @@ class Images:
         def crop(row, box):
             image = self._pixels[row]
             if (box == centre).all():
-                return image[margin:margin + size, margin:margin + size]
+                return centre_of(image, size)
             return np.asarray(Image.fromarray(image).resize(
                 (size, size), Image.BILINEAR, box=tuple(float(edge) * image.shape[0] for edge in box)))
 
