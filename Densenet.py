@@ -20,7 +20,9 @@ import types
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends them without a traceback
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported: errors only
+# Read when TensorFlow is imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # oneDNN's kernels, its default on some processors alone
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -130,7 +132,7 @@ memory_efficient: boolean() = False  # compute again for the gradients what can 
 seed: integer(0, 2 ** 31 - 1) = None  # of weights, order, augmentation and dropout
 
 # Several devices; several machines share a run through TF_CONFIG, see README.md
-devices: integer(0, 1024) = 0  # of each process, that share each batch; 0: as many GPUs as can, else the CPU
+devices: integer(0, 1024) = 0  # of each process, that share each batch; 0: as many GPUs as can, else the CPU twice
 sync_batch_norm: boolean() = None  # normalize by statistics of the whole batch instead of each device's part
 worker_timeout: number(1.0, 100000.0) = 60.0  # seconds of silence after which another worker is lost
 

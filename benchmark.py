@@ -17,10 +17,11 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
+import Densenet  # first: it sets what TensorFlow reads when it is imported
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-import Densenet
 from support import UserError, say, settings
 from support.cluster import Cluster
 from support.data import DataSet, Split
@@ -46,6 +47,7 @@ for _name, _parts in Densenet.NETWORKS.items():
 network: one_of(tuple(NETWORKS)) = None  # which one; None: a row for each of mnist, bc40, bc100, cifar
 precision: settings.declared(Densenet)["precision"] = "float32"  # of activations and products
 memory_efficient: boolean() = False  # compute again for the gradients what can be, instead of keeping it
+devices: settings.declared(Densenet)["devices"] = 0  # that share each batch; 0: as in Densenet.py
 batch_size: integer(1, 65536) = None  # images in a step; None: 100 for MNIST, 64 for 32x32 images, 16 for 224x224
 steps: integer(1, 100000) = 10  # timed steps, of training and of inference
 json: path() = None  # a file for the rows as JSON
@@ -54,11 +56,11 @@ WARM_UP_STEPS = 3  # the first one compiles
 PEAK_SIDE = 2048  # of the square matrices whose product shows what the machine can do
 
 
-def measure(name, precision, memory_efficient, batch_size, steps):
+def measure(name, precision, memory_efficient, devices, batch_size, steps):
     """The row of one network, measured in this process: {key: value}, as in the JSON file."""
     image_shape, class_num, usual_batch_size, network_name = NETWORKS[name]
     config = Densenet.choose(dataset="mnist" if image_shape[2] == 1 else "cifar10", network=network_name,
-                             precision=precision, memory_efficient=memory_efficient,
+                             precision=precision, memory_efficient=memory_efficient, devices=devices,
                              batch_size=batch_size or usual_batch_size)
     random = np.random.RandomState(0)
     labels = random.randint(0, class_num, config.batch_size)
@@ -66,11 +68,12 @@ def measure(name, precision, memory_efficient, batch_size, steps):
     channels = np.zeros(image_shape[2], np.float32)
     data = DataSet(name, split, split, split, tuple(map(str, range(class_num))), channels, channels + 1, channels)
 
-    with tf.Graph().as_default(), tf.Session() as sess:
+    cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm)
+    session_config = Densenet.session_config(cluster)
+    with tf.Graph().as_default(), tf.Session(config=session_config) as sess:
         sess.run(tf.constant(0))
     bare = peak_megabytes()
-    cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm)
-    with tf.Graph().as_default(), tf.Session(config=Densenet.session_config(cluster)) as sess:
+    with tf.Graph().as_default(), tf.Session(config=session_config) as sess:
         net = Densenet.build_graph(data, config, cluster)
         images = random.standard_normal((config.batch_size,) + image_shape).astype(np.float32)
         feed = {net.images: images, net.labels: labels, net.rate: config.init_learning_rate}
@@ -85,18 +88,24 @@ def measure(name, precision, memory_efficient, batch_size, steps):
         "network": name,
         "precision": precision,
         "memory_efficient": memory_efficient,
+        "devices": cluster.devices,
         "batch_size": config.batch_size,
         "parameters": parameters,
         "multiply_adds": forward,
         "images_per_second": config.batch_size / training,
         "step_ms": 1e3 * training,
         "gflops": gflops,
-        "peak_fraction": gflops / peak_gflops(precision),
         "peak_mb": used,
         "first_step_s": first_step,
         "inference_images_per_second": config.batch_size / inference,
         "tensorflow": tf.VERSION,
     }
+
+
+def in_a_process_of_its_own(function, *arguments):
+    """What function(*arguments) returns; a process's first session settles how many threads it has."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def seconds(step, steps):
@@ -192,9 +201,10 @@ def main(arguments):
         rows = []
         write_json(values["json"], rows)  # now, before the time it takes
         for name in (values["network"],) if values["network"] else TABLE:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                rows.append(process.submit(measure, name, values["precision"], values["memory_efficient"],
-                                           values["batch_size"], values["steps"]).result())
+            row = in_a_process_of_its_own(measure, name, values["precision"], values["memory_efficient"],
+                                          values["devices"], values["batch_size"], values["steps"])
+            row["peak_fraction"] = row["gflops"] / in_a_process_of_its_own(peak_gflops, values["precision"])
+            rows.append(row)
         for line in table(rows):
             say(line)
         write_json(values["json"], rows)

@@ -6,7 +6,6 @@ that seed, the layer's name, the replica and the step, so that a resumed run rep
 """
 
 import collections
-import contextlib
 import functools
 import math
 import warnings
@@ -19,7 +18,6 @@ tf.disable_v2_behavior()  # tflearn's import does the same: graph mode from the 
 
 BATCH_NORM_DECAY = 0.9
 BATCH_NORM_EPSILON = 0.001
-FUSED_FROM = 2 ** 17  # elements of a tensor from which on the operations on it are compiled together
 
 
 def conv_layer(x, filters, kernel, stride=1, layer_name="conv"):
@@ -239,33 +237,34 @@ class _Known:
         return (x,) + self.statistics[x.name]
 
 
-class _Normalization(collections.namedtuple("_Normalization", "parts mean scale offset relu")):
-    """(x - mean) · scale + offset of the concatenation x of the parts, rectified if `relu`: kept as what it comes from.
-    """
+class _Normalization(collections.namedtuple("_Normalization", "parts mean variance gamma beta relu")):
+    """The normalization of a concatenation of parts, rectified if `relu`: kept as what it comes from."""
 
     def before(self, product, weights):
         """product(normalized x, weights), with neither x nor its normalization kept for the gradients."""
         known = _Known.of_this_place()
 
         @tf.custom_gradient
-        def function(mean, scale, offset, weights, *parts):
+        def function(mean, variance, gamma, beta, weights, *parts):
+            def normalized(parts):
+                x = tf.concat(parts, axis=3)
+                return x, _normalized(x, mean, variance, gamma, beta, self.relu)
+
             def gradient(dproduct, *dparts):
                 with tf.control_dependencies([dproduct]):  # not before it is needed, and not what the first time gave
-                    again = tf.concat([tf.identity(part) for part in parts], axis=3)
-                    with _fused(again):
-                        y = _normalized(again, mean, scale, offset, self.relu)
+                    again = [tf.identity(part) for part in parts]
+                x, y = normalized(again)
                 dy, dweights = tf.gradients(product(y, weights), [y, weights], dproduct)
-                dmean, dscale, doffset, *more = _normalization_gradients(
-                    parts, again, mean, scale, offset, self.relu, dy, dparts)
-                return [dmean, dscale, doffset, dweights] + more
+                dx, *others = _normalization_gradients(x, y, mean, variance, gamma, self.relu, dy)
+                through = tf.split(dx, [int(part.shape[3]) for part in parts], axis=3)
+                return others + [dweights] + [dpart if other is None else dpart + other
+                                              for dpart, other in zip(through, dparts)]
 
-            x = tf.concat(parts, axis=3)
-            with _fused(x):
-                y = _normalized(x, mean, scale, offset, self.relu)
+            _, y = normalized(parts)
             return [product(y, weights)] + [tf.identity(part) for part in parts], gradient
 
         parts = [known.newest(part) for part in self.parts]
-        output, *followers = function(self.mean, self.scale, self.offset, weights, *parts)
+        output, *followers = function(self.mean, self.variance, self.gamma, self.beta, weights, *parts)
         for part, follower in zip(parts, followers):
             known.followers[part.name] = follower
             known.statistics[follower.name] = known.statistics[part.name]
@@ -283,10 +282,9 @@ def _normalized_by_batch(x, gamma, beta, relu, replica=None, recompute=False):
     parts = known.leaves(x) if recompute else known.parts.get(x.name, [x])
     parts, means, variances = zip(*(known.measured(part, replica) for part in parts))
     mean, variance = tf.concat(means, 0), tf.concat(variances, 0)
-    scale = gamma * tf.rsqrt(variance + BATCH_NORM_EPSILON)
-    y, follower = _normalized_concatenation(parts, mean, scale, beta, relu)
+    y, follower = _normalized_concatenation(parts, mean, variance, gamma, beta, relu)
     if recompute:
-        known.to_recompute[y.name] = _Normalization(parts, mean, scale, beta, relu)
+        known.to_recompute[y.name] = _Normalization(parts, mean, variance, gamma, beta, relu)
     else:
         known.followers[x.name if len(parts) > 1 else parts[0].name] = follower
         known.statistics[follower.name] = mean, variance
@@ -298,85 +296,61 @@ def _normalized_by_batch(x, gamma, beta, relu, replica=None, recompute=False):
 def _statistics(x):
     """(x, its mean [C], its biased variance [C] over all but the channels): float32 statistics."""
     count = _count(x)
-    mean = _channel_sums(tf.cast(x, tf.float32)) / count
-    with _fused(x):
-        squares = tf.square(tf.cast(x, tf.float32) - mean)
-    variance = _channel_sums(squares) / count
+    ones = tf.ones([x.shape[3]])
+    _, mean, variance = tf.nn.fused_batch_norm(x, ones, tf.zeros_like(ones), epsilon=BATCH_NORM_EPSILON)
+    variance *= tf.maximum(count - 1, 1) / count  # the kernel's has Bessel's correction
 
     def gradient(dx, dmean, dvariance):
-        with _fused(x):
-            through_statistics = (dmean + 2 * dvariance * (tf.cast(x, tf.float32) - mean)) / count
-            return tf.cast(tf.cast(dx, tf.float32) + through_statistics, x.dtype)
+        # The kernel for inference computes (x - mean) · scale + offset in one pass: its ε and 1 - ε are 1 together.
+        unit = tf.fill(tf.shape(mean), 1.0 - BATCH_NORM_EPSILON)
+        through_statistics, _, _ = tf.nn.fused_batch_norm(
+            x, 2 * dvariance / count, dmean / count, mean, unit, epsilon=BATCH_NORM_EPSILON, is_training=False)
+        return dx + through_statistics
 
     return (tf.identity(x), mean, variance), gradient
 
 
-def _normalized_concatenation(parts, mean, scale, offset, relu):
-    """x, the concatenation of the parts, and (x - mean) · scale + offset, 0 where that is negative if `relu`.
+def _normalized_concatenation(parts, mean, variance, gamma, beta, relu):
+    """x, the concatenation of the parts, and its normalization, rectified if `relu`.
 
     Returns:
         (the second, the first). Gradients reach the parts through both at once: one pass over memory.
     """
     @tf.custom_gradient
-    def function(mean, scale, offset, *parts):
+    def function(mean, variance, gamma, beta, *parts):
         x = tf.concat(parts, axis=3)
-        with _fused(x):
-            y = _normalized(x, mean, scale, offset, relu)
+        y = _normalized(x, mean, variance, gamma, beta, relu)
 
         def gradient(dy, dx):
-            return _normalization_gradients(parts, x, mean, scale, offset, relu, dy, dx)
+            through, *others = _normalization_gradients(x, y, mean, variance, gamma, relu, dy)
+            if dx is not None:  # TensorFlow 1.15 has None for an output in bfloat16 that is not used
+                through += dx
+            return others + tf.split(through, [int(part.shape[3]) for part in parts], axis=3)
 
         return (y, x), gradient
 
-    return function(mean, scale, offset, *parts)
+    return function(mean, variance, gamma, beta, *parts)
 
 
-def _normalized(x, mean, scale, offset, relu):
-    y = (tf.cast(x, tf.float32) - mean) * scale + offset
-    return tf.cast(tf.nn.relu(y) if relu else y, x.dtype)
+def _normalized(x, mean, variance, gamma, beta, relu):
+    y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=BATCH_NORM_EPSILON, is_training=False)
+    return tf.nn.relu(y) if relu else y
 
 
-def _normalization_gradients(parts, x, mean, scale, offset, relu, dy, dx):
-    """Gradients of mean, scale, offset and each part, from those of the output y.
-
-    Args:
-        dx: those that reach x, the concatenation of the parts, in other ways; or a tuple of those that reach the parts.
-    """
-    with _fused(x):
-        centred = tf.cast(x, tf.float32) - mean
-        dy = tf.cast(dy, tf.float32)
-        if relu:
-            dy = tf.where(centred * scale + offset > 0, dy, tf.zeros_like(dy))
-        through = dy * scale
-        if dx is not None and not isinstance(dx, tuple):
-            # TensorFlow 1.15 has None for an output in bfloat16 that is not used
-            through += tf.cast(dx, tf.float32)
-        dparts = tf.split(tf.cast(through, x.dtype), [int(part.shape[3]) for part in parts], axis=3)
-        if isinstance(dx, tuple):
-            dparts = [dpart if other is None else dpart + other for dpart, other in zip(dparts, dx)]
-        dscale = tf.cast(dy * centred, x.dtype)
-        dy = tf.cast(dy, x.dtype)
-    doffset = _channel_sums(dy)
-    return [-scale * doffset, _channel_sums(dscale), doffset] + dparts
-
-
-def _channel_sums(x):
-    """[N, H, W, C] to the float32 sums [C]. The pooling is the fastest way there on a CPU."""
-    _, height, width, _ = x.shape.as_list()
-    means = tf.nn.avg_pool2d(x, [height, width], 1, "VALID")
-    return tf.reduce_sum(tf.cast(means, tf.float32), [0, 1, 2]) * (height * width)
+def _normalization_gradients(x, y, mean, variance, gamma, relu, dy):
+    """Gradients of x, mean, variance, gamma and beta, from that of y = _normalized(x, …)."""
+    if relu:
+        dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
+    dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=dy, x=x, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
+        reserve_space_3=tf.zeros([0]), epsilon=BATCH_NORM_EPSILON, is_training=False)
+    inverse = tf.rsqrt(variance + BATCH_NORM_EPSILON)
+    return [dx, -gamma * inverse * dbeta, -0.5 * gamma * tf.square(inverse) * dgamma, dgamma, dbeta]
 
 
 def _count(x):
     """How many values of each channel there are in [N, H, W, C], float32."""
     return tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
-
-
-def _fused(x):
-    """A scope whose elementwise operations XLA makes into one, where x is large."""
-    if (x.shape.num_elements() or 0) >= FUSED_FROM:
-        return tf.xla.experimental.jit_scope()
-    return contextlib.nullcontext()
 
 
 def _variable(name, shape, initializer, trainable=True):

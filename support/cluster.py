@@ -13,6 +13,7 @@ import tensorflow.compat.v1 as tf
 from tensorflow.python.ops import collective_ops
 
 from support import UserError, say
+from support.machine import cores
 
 START_PATIENCE = 10  # times worker_timeout for which a worker is waited for at the start
 HEARTBEAT_SECONDS = 1.0
@@ -78,7 +79,8 @@ class Cluster:
 
     Args:
         batch_size: images in a step, of all processes together.
-        devices: how many of this process share its part of a batch; 0: as many GPUs as can, else the CPU.
+        devices: how many of this process share its part of a batch; 0: as many GPUs as can, else the CPU in two parts
+            if it is alone, so that two cores are kept busy.
         sync_batch_norm: see Replica.
         timeout: seconds without a sign of life after which a worker is lost.
         tf_config: names the workers, as TensorFlow's own distribution strategies read it from the environment variable
@@ -95,7 +97,9 @@ class Cluster:
         self.workers, self.task = _workers(tf_config)
         size = batch_size // len(self.workers)
         gpus = len(tf.config.experimental.list_physical_devices("GPU"))
-        self.devices = devices or next(count for count in range(max(gpus, 1), 0, -1) if size % count == 0)
+        # Two on any CPU, whatever its cores: the results should not depend on them.
+        at_most = devices or gpus or (2 if self.alone else 1)
+        self.devices = devices or next(count for count in range(at_most, 0, -1) if size % count == 0)
         self.count = len(self.workers) * self.devices
         if batch_size % self.count:
             raise UserError("batch_size=%d cannot be divided among %d devices: make it a multiple"
@@ -126,6 +130,8 @@ class Cluster:
         """How many share each batch, to be said after the devices' names; nothing where there is one."""
         if self.count == 1:
             return ""
+        if self.alone and self._kind == "cpu":
+            return "; %d parts of each batch at a time" % self.devices
         return "; %d worker%s of %d device%s share each batch" % (
             len(self.workers), "s" if len(self.workers) > 1 else "", self.devices, "s" if self.devices > 1 else "")
 
@@ -133,9 +139,12 @@ class Cluster:
         """Sets in a tf.ConfigProto what the cluster needs; returns it."""
         if self._kind == "cpu":
             config.device_count["CPU"] = self.devices
+            if self.devices >= cores():  # each has its own part to work on: no operation needs two
+                config.intra_op_parallelism_threads = 1
+                config.inter_op_parallelism_threads = cores()
         if not self.alone:
             config.isolate_session_state = True
-            config.inter_op_parallelism_threads = (os.cpu_count() or 1) + 4  # signs of life need one while others wait
+            config.inter_op_parallelism_threads = cores() + 4  # signs of life need one while others wait
             config.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
             config.device_filters.append("/job:worker/task:%d" % self.task)
         return config

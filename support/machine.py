@@ -1,6 +1,16 @@
 """What the processor can do, for the settings that are chosen by it."""
 
+import os
+
 import tensorflow.compat.v1 as tf
+
+
+def cores():
+    """How many of the processor's cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
 
 
 def fast_precision():

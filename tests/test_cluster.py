@@ -148,12 +148,22 @@ def test_all_gpus_that_can_divide_the_batch_are_taken(tiny_mnist, folder, monkey
     assert Densenet.train(arguments_for(tiny_mnist, "mine"))["steps"] == 12
 
 
+@pytest.mark.parametrize("cores, threads", [(1, 1), (2, 1), (8, 0)])
+def test_a_cpu_takes_a_batch_in_two_parts(monkeypatch, cores, threads):
+    """Whatever its cores; operations get one thread each (0: TensorFlow's choice) where the parts keep all busy."""
+    monkeypatch.setattr("support.cluster.cores", lambda: cores)
+    assert Cluster(100).devices == 2 and Cluster(97).devices == 1
+    config = Cluster(100).configure(tf.ConfigProto())
+    assert config.device_count["CPU"] == 2 and config.intra_op_parallelism_threads == threads
+    assert Cluster(100, tf_config=environments(2)[0]["TF_CONFIG"]).devices == 1
+
+
 def test_a_run_goes_on_with_another_number_of_devices(tiny_mnist, folder, capsys):
-    Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=1))
+    Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=1, devices=1))
     Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=2, devices=2))
     output = capsys.readouterr().out
     assert "resuming after step 6" in output and "1 device shared each batch until then, 2 from now on" in output
-    assert "1 worker of 2 devices share each batch" in output
+    assert "2 parts of each batch at a time" in output
     assert read("model/mine/result.json")["steps"] == 12
 
 
@@ -303,7 +313,7 @@ def test_a_signal_to_one_worker_stops_all_and_one_goes_on_alone(tiny_mnist, fold
         assert status == expected and "stopped and saved at step" in error and "Traceback" not in error, error
         step = int(error.partition("stopped and saved at step ")[2].split()[0])
         assert weights_of("model/mine", step)["global_step"] == step
-    Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=step // 6 + 1))  # alone
+    Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=step // 6 + 1, devices=1))  # alone
     output = capsys.readouterr().out
     assert "resuming after step %d" % step in output
     assert "2 devices shared each batch until then, 1 from now on" in output

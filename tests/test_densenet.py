@@ -413,8 +413,8 @@ def test_cifar10_end_to_end(tmp_path, folder, monkeypatch):
 
 @contextlib.contextmanager
 def before_the_first_step(tiny_mnist, **changes):
-    """Yields the session of a new run, its tensors, and the images and labels of its first batch."""
-    config = tiny_config(tiny_mnist, **changes)
+    """Yields the session of a new run, by one device, its tensors, and the images and labels of its first batch."""
+    config = tiny_config(tiny_mnist, **dict(dict(devices=1), **changes))
     data, _ = Densenet.prepare_data(config)
     cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm)
     with tf.Graph().as_default(), tf.Session(config=Densenet.session_config(cluster)) as sess:

@@ -97,9 +97,7 @@ def norm_relu_by_formula(x):
     return tf.nn.relu((x - mean) * tf.rsqrt(variance + 0.001) * gamma + beta)
 
 
-@pytest.mark.parametrize("fused_from", [0, 2 ** 30])
-def test_a_dense_block_and_its_gradients_by_formula_in_float64(monkeypatch, fused_from):
-    monkeypatch.setattr(ops, "FUSED_FROM", fused_from)
+def test_a_dense_block_and_its_gradients_by_formula_in_float64():
     random = np.random.RandomState(0)
     x_value, y_weights = 3 + random.randn(4, 5, 7, 6), random.randn(4, 5, 7, 15)
     values = {}
