@@ -10,6 +10,7 @@ import pytest
 import mnist_loader
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as in Densenet.py, which some tests import after TensorFlow
 REAL_DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "shared", "data")
 
 
