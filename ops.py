@@ -58,7 +58,7 @@ def Batch_Normalization(x, training, scope, activation_fn=None, replica=None, re
         x: [N, H, W, C], float32 or bfloat16; statistics are float32.
         training: True to normalize by the batch and advance the moving statistics, False to normalize by them;
             a Python bool or a bool tensor.
-        activation_fn: None, or `Relu`, which on a concatenation then costs no pass over memory of its own.
+        activation_fn: None, or `Relu`, applied to the output.
         replica: which of the devices that share the batch, a `support.cluster.Replica`; None: there are no others.
         recompute: whether the output, if it goes into `conv_layer`, and the concatenation x are computed again for the
             gradients instead of kept (Pleiss et al. 2017, arXiv 1707.06990).
@@ -314,7 +314,7 @@ def _normalized_concatenation(parts, mean, variance, gamma, beta, relu):
     """x, the concatenation of the parts, and its normalization, rectified if `relu`.
 
     Returns:
-        (the second, the first). Gradients reach the parts through both at once: one pass over memory.
+        (the second, the first). Gradients reach the parts through both at once.
     """
     @tf.custom_gradient
     def function(mean, variance, gamma, beta, *parts):
@@ -338,7 +338,11 @@ def _normalized(x, mean, variance, gamma, beta, relu):
 
 
 def _normalization_gradients(x, y, mean, variance, gamma, relu, dy):
-    """Gradients of x, mean, variance, gamma and beta, from that of y = _normalized(x, …)."""
+    """Gradients of x, mean, variance, gamma and beta, from that of y = _normalized(x, …).
+
+    The kernel takes mean and variance as constants: gamma's gradient is Σ dy (x - mean) / √(variance + ε), beta's Σ dy,
+    and those of mean and variance follow from these.
+    """
     if relu:
         dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
     dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(

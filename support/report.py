@@ -158,7 +158,7 @@ class Report:
                             % (self.config.log_dir, getattr(error, "strerror", error))) from None
         self.directory.keep_json("result.json")  # of fewer epochs, where the run goes on
         self._epoch_started = self._last_line = self._last_save = time.monotonic()
-        self._clock = None  # the first step compiles
+        self._clock = None  # the first step chooses kernels
         self._point = [0.0, 0.0, 0]  # sums of loss, accuracy and steps, over a point of the curves
         self._begin_epoch()
 

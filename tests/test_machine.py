@@ -1,6 +1,7 @@
 """The settings that are chosen by the processor."""
 
 import io
+import os
 
 import pytest
 
@@ -20,3 +21,11 @@ def test_the_faster_precision(monkeypatch, flags, version, expected):
     monkeypatch.setattr(machine, "open", cpuinfo, raising=False)
     monkeypatch.setattr(machine.tf, "VERSION", version)
     assert machine.fast_precision() == expected
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5}, raising=False)
+    assert machine.cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert machine.cores() == 7
