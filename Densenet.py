@@ -410,6 +410,15 @@ def inference(images, config, class_num):
         return logits
 
 
+def inference_in_parts(images, config, class_num, cluster):
+    """What `inference` returns, each of the process's devices taking its part of the images."""
+    logits = []
+    for replica, part in zip(cluster.replicas, cluster.split(images)):
+        with tf.device(replica.device):
+            logits.append(inference(part, config, class_num))
+    return tf.concat(logits, 0)
+
+
 def loss_of(logits, labels, smoothing=0.0):
     """Each image's cross entropy [N]. `smoothing`: Szegedy et al. 2016 (arXiv 1512.00567), section 7."""
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
@@ -493,10 +502,7 @@ def build_graph(data, config, cluster=None):
             train = tf.group(train, *advance(mean, variance))
 
     with tf.name_scope("inference"):
-        logits = []
-        for replica, part in zip(cluster.replicas, cluster.split(images)):
-            with tf.device(replica.device):
-                logits.append(inference(part, config, class_num))
+        logits = inference_in_parts(images, config, class_num, cluster)
 
     # Saved with the weights, so that a resumed run knows what the best so far is.
     best_accuracy = tf.get_variable("best_accuracy", [], tf.float64, tf.zeros_initializer(), trainable=False)
@@ -512,7 +518,7 @@ def build_graph(data, config, cluster=None):
         best_accuracy=best_accuracy, set_best=best_accuracy.assign(new_best), new_best=new_best,
         initialize=tf.global_variables_initializer(),
         parameters=sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables()),
-        **build_evaluation(tf.concat(logits, 0), labels))
+        **build_evaluation(logits, labels))
 
 
 def session_config(cluster=None):
@@ -694,10 +700,11 @@ def evaluate(arguments=(), **overrides):
     if data.fingerprint() != facts:
         raise UserError("the images of %s are not those that %s was trained on: put these back, or look at others with "
                         "mode=predict" % (data.name, directory.path))
-    with tf.Graph().as_default() as graph, tf.Session(config=session_config(), graph=graph) as sess:
+    cluster = Cluster(config.batch_size, config.devices)
+    with tf.Graph().as_default() as graph, tf.Session(config=session_config(cluster), graph=graph) as sess:
         images = tf.placeholder(tf.float32, (config.batch_size,) + data.image_shape, "images")
         labels = tf.placeholder(tf.int64, [config.batch_size], "labels")
-        logits = inference(images, config, len(data.class_names))
+        logits = inference_in_parts(images, config, len(data.class_names), cluster)
         net = types.SimpleNamespace(images=images, labels=labels, **build_evaluation(logits, labels))
         used = Checkpoints(directory).restore_for_use(sess, config.checkpoint)
         evaluation = Evaluate(sess, net, data.test, data)
