@@ -23,8 +23,6 @@ if __name__ == "__main__":
 # Read when TensorFlow is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # oneDNN's kernels, its default on some processors alone
-# Each session has its own number of threads, not that of the process's first one: the same bits wherever it runs.
-os.environ.setdefault("TF_OVERRIDE_GLOBAL_THREADPOOL", "1")
 
 import numpy as np
 import tensorflow.compat.v1 as tf
