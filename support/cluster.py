@@ -95,6 +95,11 @@ class Cluster:
     def __init__(self, batch_size=1, devices=0, sync_batch_norm=False, timeout=60.0, tf_config=""):
         self.timeout = timeout
         self.workers, self.task = _workers(tf_config)
+        # A session has its own number of threads, not that of the process's first one: the same bits wherever it runs.
+        # A server's would go before what still runs in them at its end.
+        os.environ.pop("TF_OVERRIDE_GLOBAL_THREADPOOL", None)
+        if self.alone:
+            os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
         size = batch_size // len(self.workers)
         gpus = len(tf.config.experimental.list_physical_devices("GPU"))
         # Two on any CPU, whatever its cores: the results should not depend on them.
@@ -137,11 +142,6 @@ class Cluster:
 
     def configure(self, config):
         """Sets in a tf.ConfigProto what the cluster needs; returns it."""
-        # A session has its own number of threads, not that of the process's first one: the same bits wherever it runs.
-        # A server's would go before what still runs in them at its end.
-        os.environ.pop("TF_OVERRIDE_GLOBAL_THREADPOOL", None)
-        if self.alone:
-            os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
         if self._kind == "cpu":
             config.device_count["CPU"] = self.devices
             if self.devices >= cores():  # each has its own part to work on: no operation needs two
