@@ -132,7 +132,7 @@ memory_efficient: boolean() = False  # compute again for the gradients what can 
 seed: integer(0, 2 ** 31 - 1) = None  # of weights, order, augmentation and dropout
 
 # Several devices; several machines share a run through TF_CONFIG, see README.md
-devices: integer(0, 1024) = 0  # of each process, that share each batch; 0: as many GPUs as can, else the CPU twice
+devices: integer(0, 1024) = 0  # of each process, that share each batch; 0: as many GPUs as can, else the CPU as two
 sync_batch_norm: boolean() = None  # normalize by statistics of the whole batch instead of each device's part
 worker_timeout: number(1.0, 100000.0) = 60.0  # seconds of silence after which another worker is lost
 

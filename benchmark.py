@@ -95,17 +95,12 @@ def measure(name, precision, memory_efficient, devices, batch_size, steps):
         "images_per_second": config.batch_size / training,
         "step_ms": 1e3 * training,
         "gflops": gflops,
+        "peak_fraction": gflops / peak_gflops(precision),
         "peak_mb": used,
         "first_step_s": first_step,
         "inference_images_per_second": config.batch_size / inference,
         "tensorflow": tf.VERSION,
     }
-
-
-def in_a_process_of_its_own(function, *arguments):
-    """What function(*arguments) returns; a process's first session settles how many threads it has."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
 
 
 def seconds(step, steps):
@@ -201,10 +196,9 @@ def main(arguments):
         rows = []
         write_json(values["json"], rows)  # now, before the time it takes
         for name in (values["network"],) if values["network"] else TABLE:
-            row = in_a_process_of_its_own(measure, name, values["precision"], values["memory_efficient"],
-                                          values["devices"], values["batch_size"], values["steps"])
-            row["peak_fraction"] = row["gflops"] / in_a_process_of_its_own(peak_gflops, values["precision"])
-            rows.append(row)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                rows.append(process.submit(measure, name, values["precision"], values["memory_efficient"],
+                                           values["devices"], values["batch_size"], values["steps"]).result())
         for line in table(rows):
             say(line)
         write_json(values["json"], rows)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from support import UserError, say
 from support.data import DataError, Split, data_set
+from support.machine import cores
 from support.run_directory import fcntl
 
 CHANNELS = 3
@@ -144,7 +145,7 @@ class Images:
         with tf.Graph().as_default() as graph, tf.device("/cpu:0"):
             rows = tf.placeholder(tf.int64, [None])
             parts = tf.placeholder(tf.float32, [None, 4])
-            images = tf.data.Dataset.from_tensor_slices((rows, parts)).map(cropped, os.cpu_count())
+            images = tf.data.Dataset.from_tensor_slices((rows, parts)).map(cropped, cores())
             iterator = tf.data.make_initializable_iterator(images.batch(batches.shape[1]).prefetch(2))
             following = iterator.get_next()
         # Not as contexts: these belong to a thread, and who stops early closes this generator in another one.
@@ -269,7 +270,7 @@ def _decode(files, side, data_dir, cache):
     os.makedirs(new)
     kept, skipped, checksum = [], [], 0
     shows = sys.stderr is not None and sys.stderr.isatty()
-    with open(os.path.join(new, "pixels"), "wb") as output, ThreadPoolExecutor(os.cpu_count()) as threads:
+    with open(os.path.join(new, "pixels"), "wb") as output, ThreadPoolExecutor(cores()) as threads:
         for start in range(0, len(files), 1024):  # as many at a time: the rest would wait in memory
             some = files[start:start + 1024]
             for entry, (pixels, problem) in zip(some, tqdm(threads.map(decoded, some), total=len(some), leave=False,

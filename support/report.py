@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from support import UserError, say
 from support.evaluation import confusion_picture, mistakes_picture
+from support.machine import cores
 from support.run_directory import locked, step_of
 from support.settings import shown
 
@@ -119,7 +120,7 @@ class Report:
             % (data.name, len(data.train), len(data.validation), len(data.test), "x".join(map(str, data.image_shape))))
         say("network  %s: blocks %s, growth rate %d, %s parameters"
             % (config.network, ",".join(map(str, config.blocks)), config.growth_k, format(parameters, ",")))
-        say("device   %s%s; TensorFlow %s" % (", ".join(devices) or "CPU, %d cores" % os.cpu_count(),
+        say("device   %s%s; TensorFlow %s" % (", ".join(devices) or "CPU, %d cores" % cores(),
                                               self.cluster.description(), tf.VERSION))
         count, left_over = divmod(len(data.train), config.batch_size)
         say("steps    %d an epoch, of %d images%s" % (count, config.batch_size, left_over and (

@@ -214,7 +214,7 @@ def ended(process):
 
 @pytest.mark.parametrize("devices,dropout_rate", [
     (1, 0.3), pytest.param(1, 0.0, marks=pytest.mark.long), pytest.param(2, 0.0, marks=pytest.mark.long)])
-def test_two_workers_train_as_one_process(tiny_mnist, trained_alone, folder, devices, dropout_rate):
+def test_two_workers_train_as_one_process(tiny_mnist, trained_alone, folder, monkeypatch, devices, dropout_rate):
     """With dropout, as one process with two devices: the masks are those of the device among all."""
     settings = dict(dropout_rate=dropout_rate, bottleneck=True, sync_batch_norm=True)
     script = "import sys, numpy, test_cluster as t; numpy.savez(sys.argv[2], **{name.replace('/', '|'): value for " \
@@ -230,6 +230,8 @@ def test_two_workers_train_as_one_process(tiny_mnist, trained_alone, folder, dev
     assert_equal_weights(first, second)
     expected = trained_alone[True]
     if dropout_rate:
+        # As many threads for an operation as the workers have: another rounding grows beyond 1e-5 with dropout.
+        monkeypatch.setattr("support.cluster.cores", lambda: 8)
         expected = trained(tiny_mnist, 2, **settings)
     assert_near(first, expected)
 
