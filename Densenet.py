@@ -99,11 +99,12 @@ cache_dir: path() = "cache"  # where decoded images of dataset=folder are kept
 digits_stand_in: boolean() = True  # without MNIST, train on the small digits inside scikit-learn instead of stopping
 validation_size: integer(0, 1000000) = None  # training images held out to choose by; 0 for none
 image_size: integer(8, 1024) = None  # pixels along a side that images of dataset=folder get
-augmentation: boolean() = None  # change training images at random, by the next four
+augmentation: boolean() = None  # change training images at random, by the next five
 crop_area: number(0.01, 1.0) = None  # least share of an image of dataset=folder that a random crop shows; 1: all of it
 shift: integer(0, 8) = None  # pixels, along each axis
 rotation: number(0.0, 45.0) = None  # degrees, either way
 flip: boolean() = None  # left to right
+cutout: integer(0, 64) = None  # pixels along a side of a square that is hidden, anywhere
 flip_average: boolean() = None  # evaluate by the mean of the logits of an image and of its mirror image
 
 # Network
@@ -150,15 +151,15 @@ trace_step: integer(1, 10 ** 9) = None  # a step whose operations are timed, for
 test_every_epoch: boolean() = False  # for those who want the curve; choose nothing by it
 
 # What None means, for each data set, chosen on the validation split; README.md says what was tried.
-_COMMON = dict(augmentation=True, flip_average=False, dropout_rate=0.0, optimizer="adam", epsilon=1e-8,
+_COMMON = dict(augmentation=True, cutout=0, flip_average=False, dropout_rate=0.0, optimizer="adam", epsilon=1e-8,
                weight_decay=0.0, label_smoothing=0.0, precision="float32", seed=0, sync_batch_norm=False)
 _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, flip=False, init_learning_rate=5e-3,
                     schedule="exponential", warmup=0.02)
 _PHOTOS = dict(_COMMON, network="densenet_cifar", shift=4, rotation=0.0, flip=True, flip_average=True,
                init_learning_rate=5e-3, schedule="cosine", warmup=0.2, weight_decay=0.1, label_smoothing=0.1,
-               batch_size=128, total_epochs=48, validation_size=5000, precision=fast_precision())
+               batch_size=128, total_epochs=60, validation_size=5000, cutout=10, precision=fast_precision())
 _OWN_IMAGES = dict(_PHOTOS, network="densenet_folder", image_size=64, crop_area=1.0, batch_size=32, total_epochs=30,
-                   validation_size=None)  # a tenth of the training images
+                   cutout=0, validation_size=None)  # a tenth of the training images
 DEFAULTS = {
     "mnist": dict(_HANDWRITING, batch_size=100, total_epochs=20, validation_size=5000),
     "digits": dict(_HANDWRITING, batch_size=50, total_epochs=30, validation_size=100),
@@ -368,7 +369,8 @@ def training_batches(data, config, epoch, first_batch, share=slice(None)):
         images = color_preprocessing(images, data.mean, data.deviation)
         if config.augmentation:
             random = RandomShare(np.random.RandomState([config.seed, epoch, batch]), share, config.batch_size)
-            images = data_augmentation(images, data.border, random, config.shift, config.rotation, config.flip)
+            images = data_augmentation(images, data.border, random, config.shift, config.rotation, config.flip,
+                                       config.cutout)
         yield images, data.train.labels[chosen]
 
 
@@ -822,4 +824,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     status = main(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
+    if status == 128 + signal.SIGINT:
+        sys.stderr.flush()
+        os._exit(status)  # at once: the interpreter's own end can abort in a thread that still prepares a batch
     sys.exit(status)

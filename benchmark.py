@@ -61,7 +61,8 @@ def measure(name, precision, memory_efficient, devices, batch_size, steps):
     image_shape, class_num, usual_batch_size, network_name = NETWORKS[name]
     config = Densenet.choose(dataset="mnist" if image_shape[2] == 1 else "cifar10", network=network_name,
                              precision=precision, memory_efficient=memory_efficient, devices=devices,
-                             batch_size=batch_size or usual_batch_size, flip_average=False)  # one pass, not two
+                             batch_size=batch_size or usual_batch_size, flip_average=False,  # one pass, not two
+                             weight_decay=0.0, label_smoothing=0.0)  # plain Adam, to compare with other programs
     random = np.random.RandomState(0)
     labels = random.randint(0, class_num, config.batch_size)
     split = Split(np.zeros((1,) + image_shape, np.uint8), labels[:1])

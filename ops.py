@@ -6,6 +6,7 @@ that seed, the layer's name, the replica and the step, so that a resumed run rep
 """
 
 import collections
+import contextlib
 import functools
 import math
 import warnings
@@ -18,6 +19,7 @@ tf.disable_v2_behavior()  # tflearn's import does the same: graph mode from the 
 
 BATCH_NORM_DECAY = 0.9
 BATCH_NORM_EPSILON = 0.001
+COMPILED_FROM = 2 ** 17  # elements of a tensor in bfloat16 from which on XLA makes one pass of what is done to it
 
 
 def conv_layer(x, filters, kernel, stride=1, layer_name="conv"):
@@ -99,9 +101,7 @@ def Batch_Normalization(x, training, scope, activation_fn=None, replica=None, re
                 return _Known.of_this_place().identity(y)
 
         def by_moving_statistics():
-            y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, moving_mean, moving_variance,
-                                             epsilon=BATCH_NORM_EPSILON, is_training=False)
-            return tf.nn.relu(y) if relu else y
+            return _normalized(x, moving_mean, moving_variance, gamma, beta, relu)
 
         if isinstance(training, bool):
             return by_batch() if training else by_moving_statistics()
@@ -296,16 +296,21 @@ def _normalized_by_batch(x, gamma, beta, relu, replica=None, recompute=False):
 def _statistics(x):
     """(x, its mean [C], its biased variance [C] over all but the channels): float32 statistics."""
     count = _count(x)
-    ones = tf.ones([x.shape[3]])
-    _, mean, variance = tf.nn.fused_batch_norm(x, ones, tf.zeros_like(ones), epsilon=BATCH_NORM_EPSILON)
-    variance *= tf.maximum(count - 1, 1) / count  # the kernel's has Bessel's correction
+    if x.dtype == tf.float32:
+        ones = tf.ones([x.shape[3]])
+        _, mean, variance = tf.nn.fused_batch_norm(x, ones, tf.zeros_like(ones), epsilon=BATCH_NORM_EPSILON)
+        variance *= tf.maximum(count - 1, 1) / count  # the kernel's has Bessel's correction
+    else:
+        mean = _channel_sums(x) / count
+        with _compiled(x):
+            squares = tf.square(tf.cast(x, tf.float32) - mean)
+        variance = _channel_sums(squares) / count
 
     def gradient(dx, dmean, dvariance):
-        # The kernel for inference computes (x - mean) · scale + offset in one pass: its ε and 1 - ε are 1 together.
+        # Normalization is (x - mean) · scale + offset in one pass; the variance 1 - ε leaves the scale as it is.
         unit = tf.fill(tf.shape(mean), 1.0 - BATCH_NORM_EPSILON)
-        through_statistics, _, _ = tf.nn.fused_batch_norm(
-            x, 2 * dvariance / count, dmean / count, mean, unit, epsilon=BATCH_NORM_EPSILON, is_training=False)
-        return dx + through_statistics
+        with _compiled(x):
+            return dx + _normalized(x, mean, unit, 2 * dvariance / count, dmean / count, relu=False)
 
     return (tf.identity(x), mean, variance), gradient
 
@@ -333,23 +338,52 @@ def _normalized_concatenation(parts, mean, variance, gamma, beta, relu):
 
 
 def _normalized(x, mean, variance, gamma, beta, relu):
-    y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=BATCH_NORM_EPSILON, is_training=False)
-    return tf.nn.relu(y) if relu else y
+    """x normalized, rectified if `relu`: by TensorFlow's kernel, which is slow in bfloat16, where XLA makes one."""
+    if x.dtype == tf.float32:
+        y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=BATCH_NORM_EPSILON, is_training=False)
+        return tf.nn.relu(y) if relu else y
+    with _compiled(x):
+        y = (tf.cast(x, tf.float32) - mean) * (gamma * tf.rsqrt(variance + BATCH_NORM_EPSILON)) + beta
+        return tf.cast(tf.nn.relu(y) if relu else y, x.dtype)
 
 
 def _normalization_gradients(x, y, mean, variance, gamma, relu, dy):
     """Gradients of x, mean, variance, gamma and beta, from that of y = _normalized(x, …).
 
-    The kernel takes mean and variance as constants: gamma's gradient is Σ dy (x - mean) / √(variance + ε), beta's Σ dy,
+    Mean and variance are taken as constants first: gamma's gradient is Σ dy (x - mean) / √(variance + ε), beta's Σ dy,
     and those of mean and variance follow from these.
     """
-    if relu:
-        dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
-    dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
-        y_backprop=dy, x=x, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
-        reserve_space_3=tf.zeros([0]), epsilon=BATCH_NORM_EPSILON, is_training=False)
     inverse = tf.rsqrt(variance + BATCH_NORM_EPSILON)
+    if x.dtype == tf.float32:
+        if relu:
+            dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
+        dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=dy, x=x, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
+            reserve_space_3=tf.zeros([0]), epsilon=BATCH_NORM_EPSILON, is_training=False)
+    else:
+        with _compiled(x):
+            if relu:
+                dy = tf.where(y > 0, dy, tf.zeros_like(dy))
+            wide_dy = tf.cast(dy, tf.float32)
+            dx = tf.cast(wide_dy * (gamma * inverse), x.dtype)
+            products = tf.cast(wide_dy * (tf.cast(x, tf.float32) - mean), x.dtype)
+        dgamma, dbeta = inverse * _channel_sums(products), _channel_sums(dy)
     return [dx, -gamma * inverse * dbeta, -0.5 * gamma * tf.square(inverse) * dgamma, dgamma, dbeta]
+
+
+def _channel_sums(x):
+    """[N, H, W, C] to the float32 sums [C]. Pooling is the fastest way over many pixels on a CPU."""
+    _, height, width, _ = x.shape.as_list()
+    if height * width > 1:
+        x = tf.nn.avg_pool2d(x, [height, width], 1, "VALID")
+    return tf.reduce_sum(tf.cast(x, tf.float32), [0, 1, 2]) * (height * width)
+
+
+def _compiled(x):
+    """A scope that XLA compiles, if x is in bfloat16 and large enough for it to pay."""
+    if x.dtype != tf.float32 and (x.shape.num_elements() or 0) >= COMPILED_FROM:
+        return tf.xla.experimental.jit_scope()
+    return contextlib.nullcontext()
 
 
 def _count(x):

@@ -110,8 +110,8 @@ def color_preprocessing(images, mean, deviation):
     return ((rows - np.tile(mean, width)) / np.tile(deviation, width)).reshape(images.shape)
 
 
-def data_augmentation(images, border, random, shift=0, rotation=0.0, flip=False):
-    """Changes each image as drawn from `random`: turned, then shifted, then mirrored left to right.
+def data_augmentation(images, border, random, shift=0, rotation=0.0, flip=False, cutout=0):
+    """Changes each image as drawn from `random`: turned, shifted, mirrored left to right, then hidden in part.
 
     Args:
         images: normalized [N, H, W, C], float32; left as they are.
@@ -120,11 +120,14 @@ def data_augmentation(images, border, random, shift=0, rotation=0.0, flip=False)
         shift: up to so many pixels along each axis (padding and random crop of the paper's section 4.1).
         rotation: up to so many degrees either way.
         flip: whether every second image or so is mirrored.
+        cutout: pixels along a side of the square that is hidden (DeVries & Taylor 2017, arXiv 1708.04552).
     """
     if rotation:
         images = random_rotation(images, rotation, border, random)
     if shift or flip:
         images = random_crop(images, shift, flip, border, random)
+    if cutout:
+        images = random_cutout(images, cutout, border, random)
     return images
 
 
@@ -170,6 +173,17 @@ def random_crop(images, padding, flip, border, random):
     places = (image + rows[:, :, None]) * padded.shape[2] + columns[:, None, :]
     # A pixel is taken as one item, which is many times faster than as a row of channels.
     return padded.view([("pixel", padded.dtype, (channels,))]).ravel().take(places)["pixel"]
+
+
+def random_cutout(images, side, border, random):
+    """Hides a square of `side` pixels of each of [N, H, W, C] by the pixel `border`; its middle is anywhere in it."""
+    hidden = []
+    for axis in (1, 2):
+        start = random.randint(0, images.shape[axis], len(images))[:, None] - side // 2
+        places = np.arange(images.shape[axis])
+        hidden.append((start <= places) & (places < start + side))
+    rows, columns = hidden
+    return np.where((rows[:, :, None] & columns[:, None, :])[..., None], border, images)
 
 
 def random_rotation(images, degrees, border, random):

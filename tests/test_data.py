@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from support.data import Split, color_preprocessing, data_augmentation, data_set, random_crop, random_rotation
+from support.data import Split, color_preprocessing, data_augmentation, data_set, random_crop, random_cutout, random_rotation
 
 
 class Drawn:
@@ -50,6 +50,19 @@ def test_random_crop():
     assert (shifted[0, :2] == border).all() and (shifted[0, :, 6] == border).all() and (shifted[1, 3:] == border).all()
 
 
+def test_random_cutout():
+    """By the paper: the square's middle is a pixel of the image, what is outside is cut off."""
+    images = np.random.RandomState(0).rand(3, 5, 7, 3).astype(np.float32)
+    border = np.float32([7, 8, 9])
+    hidden = random_cutout(images, 3, border, Drawn([0, 2, 4], [0, 3, 6]))  # rows, columns of the middle
+    assert hidden.dtype == np.float32
+    for image, before, row, column in zip(hidden, images, (0, 2, 4), (0, 3, 6)):
+        for i in range(5):
+            for j in range(7):
+                expected = border if abs(i - row) <= 1 and abs(j - column) <= 1 else before[i, j]
+                np.testing.assert_array_equal(image[i, j], expected)
+
+
 @pytest.mark.parametrize("degrees", [0.0, 10.0, -37.0])
 def test_random_rotation(degrees):
     random = np.random.RandomState(0)
@@ -85,7 +98,8 @@ def test_augmentation_shifts_by_whole_pixels_and_mirrors():
     assert 110 < sum(flip == -1 for _, _, flip in seen) < 190
 
 
-@pytest.mark.parametrize("options", [dict(shift=2), dict(rotation=10.0), dict(flip=True), dict(shift=1, flip=True)])
+@pytest.mark.parametrize("options", [dict(shift=2), dict(rotation=10.0), dict(flip=True), dict(shift=1, flip=True),
+                                     dict(cutout=3)])
 def test_augmentation_leaves_its_input_and_repeats(options):
     images = np.random.RandomState(0).rand(30, 9, 7, 2).astype(np.float32)
     before = images.copy()

@@ -97,7 +97,10 @@ def norm_relu_by_formula(x):
     return tf.nn.relu((x - mean) * tf.rsqrt(variance + 0.001) * gamma + beta)
 
 
-def test_a_dense_block_and_its_gradients_by_formula_in_float64():
+# In float64 it goes the way of bfloat16, without its rounding.
+@pytest.mark.parametrize("dtype,compiled_from", [(tf.float32, 1), (tf.float64, 1), (tf.float64, 2 ** 20)])
+def test_a_dense_block_and_its_gradients_by_formula_in_float64(monkeypatch, dtype, compiled_from):
+    monkeypatch.setattr(ops, "COMPILED_FROM", compiled_from)
     random = np.random.RandomState(0)
     x_value, y_weights = 3 + random.randn(4, 5, 7, 6), random.randn(4, 5, 7, 15)
     values = {}
@@ -116,7 +119,8 @@ def test_a_dense_block_and_its_gradients_by_formula_in_float64():
             return sess.run(gradients)
 
     expected = results(tf.float64, norm_relu_by_formula, lambda parts: tf.concat(parts, 3))
-    found = results(tf.float32, lambda x: ops.Batch_Normalization(x, True, "norm", ops.Relu), ops.Concatenation)
+    found = results(dtype, lambda x: ops.Batch_Normalization(x, True, "norm", ops.Relu, recompute=dtype == tf.float64),
+                    ops.Concatenation)
     assert set(found) == set(expected) and len(found) == 13
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=2e-5 * np.abs(value).max(), err_msg=name)
