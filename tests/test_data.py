@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from support.data import Split, color_preprocessing, data_augmentation, data_set, random_crop, random_cutout, random_rotation
+from support.data import (
+    Split,
+    color_preprocessing,
+    data_augmentation,
+    data_set,
+    random_crop,
+    random_cutout,
+    random_rotation,
+)
 
 
 class Drawn:
