@@ -12,6 +12,7 @@ script differs from the paper.
 Shapes in comments: N images of a batch, k growth rate, C channels.
 """
 
+import contextlib
 import math
 import os
 import signal
@@ -626,19 +627,21 @@ def train(arguments=(), **overrides):
 
             while step < total_steps:
                 epoch, batches_done = divmod(step, steps_per_epoch)
-                for images, labels in prefetched(training_batches(data, config, epoch, batches_done, cluster.share)):
-                    rate = learning_rate(step, total_steps, config)
-                    options, traced = report.tracing(step + 1) or (None, None)
-                    _, loss, accuracy, stop, histograms = sess.run(
-                        [net.train, net.cost, net.accuracy, net.stop, net.histograms],
-                        {net.images: images, net.labels: labels, net.rate: rate,
-                         net.stop_request: interruption.signal_number or 0,
-                         net.wants_histograms: bool(report.wants_histograms(step + 1))}, options, traced)
-                    step += 1
-                    report.step(step, loss, accuracy, rate, histograms, traced)
-                    # Not after an epoch's last step: there validation comes first, and a resumed run would miss it.
-                    if step % steps_per_epoch and (stop_signal() or report.checkpoint_is_due()):
-                        save()
+                batches = prefetched(training_batches(data, config, epoch, batches_done, cluster.share))
+                with contextlib.closing(batches):  # here, where a second Ctrl-C meanwhile is heard
+                    for images, labels in batches:
+                        rate = learning_rate(step, total_steps, config)
+                        options, traced = report.tracing(step + 1) or (None, None)
+                        _, loss, accuracy, stop, histograms = sess.run(
+                            [net.train, net.cost, net.accuracy, net.stop, net.histograms],
+                            {net.images: images, net.labels: labels, net.rate: rate,
+                             net.stop_request: interruption.signal_number or 0,
+                             net.wants_histograms: bool(report.wants_histograms(step + 1))}, options, traced)
+                        step += 1
+                        report.step(step, loss, accuracy, rate, histograms, traced)
+                        # Not after an epoch's last step: there validation comes first, and a resumed run would miss it.
+                        if step % steps_per_epoch and (stop_signal() or report.checkpoint_is_due()):
+                            save()
                 if len(data.validation):
                     evaluation = Evaluate(sess, net, data.validation, data, cluster)
                     report.evaluated("validation", step, evaluation)
