@@ -106,7 +106,8 @@ shift: integer(0, 8) = None  # pixels, along each axis
 rotation: number(0.0, 45.0) = None  # degrees, either way
 flip: boolean() = None  # left to right
 cutout: integer(0, 64) = None  # pixels along a side of a square that is hidden, anywhere
-flip_average: boolean() = None  # evaluate by the mean of the logits of an image and of its mirror image
+flip_average: boolean() = None  # test by the mean of the logits of an image and of its mirror image
+shift_average: integer(0, 8) = None  # the same of an image moved so many pixels to each corner, two mirrored if so
 
 # Network
 network: one_of(tuple(NETWORKS)) = None  # in the table NETWORKS; the constants of this group change parts of it
@@ -129,7 +130,7 @@ weight_decay: number(0.0, 1.0) = None  # of all trainable variables: by their gr
 label_smoothing: number(0.0, 0.9) = None  # share of each training label that is spread over all classes
 batch_size: integer(1, 65536) = None  # images in a step
 total_epochs: integer(1, 100000) = None  # passes over the training images; raise it to go on with a finished run
-precision: one_of(("float32", "bfloat16")) = None  # of activations and products; the rest is float32 anyway
+precision: one_of(("float32", "bfloat16", "float16")) = None  # of activations and products; the rest is float32 anyway
 memory_efficient: boolean() = False  # compute again for the gradients what can be, instead of keeping it
 seed: integer(0, 2 ** 31 - 1) = None  # of weights, order, augmentation and dropout
 
@@ -152,15 +153,15 @@ trace_step: integer(1, 10 ** 9) = None  # a step whose operations are timed, for
 test_every_epoch: boolean() = False  # for those who want the curve; choose nothing by it
 
 # What None means, for each data set, chosen on the validation split; README.md says what was tried.
-_COMMON = dict(augmentation=True, cutout=0, flip_average=False, dropout_rate=0.0, optimizer="adam", epsilon=1e-8,
-               weight_decay=0.0, label_smoothing=0.0, precision="float32", seed=0, sync_batch_norm=False)
+_COMMON = dict(augmentation=True, cutout=0, flip_average=False, shift_average=0, dropout_rate=0.0, optimizer="adam",
+               epsilon=1e-8, weight_decay=0.0, label_smoothing=0.0, precision="float32", seed=0, sync_batch_norm=False)
 _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, flip=False, init_learning_rate=5e-3,
                     schedule="exponential", warmup=0.02)
-_PHOTOS = dict(_COMMON, network="densenet_cifar", shift=4, rotation=0.0, flip=True, flip_average=True,
-               init_learning_rate=5e-3, schedule="cosine", warmup=0.2, weight_decay=0.1, label_smoothing=0.1,
-               batch_size=128, total_epochs=60, validation_size=5000, cutout=10, precision=fast_precision())
+_PHOTOS = dict(_COMMON, network="densenet_cifar", shift=4, rotation=0.0, flip=True, cutout=10, flip_average=True,
+               shift_average=1, init_learning_rate=5e-3, schedule="cosine", warmup=0.2, weight_decay=0.1,
+               label_smoothing=0.1, batch_size=128, total_epochs=60, validation_size=5000, precision=fast_precision())
 _OWN_IMAGES = dict(_PHOTOS, network="densenet_folder", image_size=64, crop_area=1.0, batch_size=32, total_epochs=30,
-                   cutout=0, validation_size=None)  # a tenth of the training images
+                   cutout=0, shift_average=0, validation_size=None)  # a tenth of the training images
 DEFAULTS = {
     "mnist": dict(_HANDWRITING, batch_size=100, total_epochs=20, validation_size=5000),
     "digits": dict(_HANDWRITING, batch_size=50, total_epochs=30, validation_size=100),
@@ -174,7 +175,7 @@ DEFAULTS = {
 RECIPES = {
     "adam": {},
     "momentum": dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, label_smoothing=0.0,
-                     flip_average=False, batch_size=64, total_epochs=300, precision="float32"),
+                     flip_average=False, shift_average=0, batch_size=64, total_epochs=300, precision="float32"),
 }
 
 OPTIONAL = ("trace_step", "checkpoint", "images", "json")  # may be None in the end
@@ -186,7 +187,7 @@ class DenseNet:
     """The network. `model` is its output: logits [N, class_num].
 
     Args:
-        x: normalized images [N, H, W, C], float32 or bfloat16, as which activations and products are computed.
+        x: normalized images [N, H, W, C], floating point; activations and products are computed in its type.
         blocks: layers in each dense block.
         filters: growth rate k.
         training: a Python bool or a bool tensor.
@@ -402,22 +403,25 @@ def logits_of(images, config, class_num, training, replica=None):
                     config.memory_efficient).model
 
 
+def views_of(images, config):
+    """What the test averages over: variants of normalized images [N, H, W, C], a list of such."""
+    views = [images, images] if config.flip_average else [images]
+    if config.shift_average:
+        shift = config.shift_average
+        height, width = (int(side) for side in images.shape[1:3])
+        padded = tf.pad(images, [[0, 0], [shift, shift], [shift, shift], [0, 0]])
+        views = [padded[:, y:y + height, x:x + width] for y in (0, 2 * shift) for x in (0, 2 * shift)]
+    if config.flip_average:
+        views[1::2] = [tf.reverse(view, [2]) for view in views[1::2]]
+    return views
+
+
 def inference(images, config, class_num):
-    """The logits as evaluation and use take them: by the moving statistics, perhaps the mean with the mirror image."""
+    """The logits [N, class_num] as they are used: by the moving statistics, the mean over the views of each image."""
     with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-        logits = logits_of(images, config, class_num, training=False)
-        if config.flip_average:
-            logits = (logits + logits_of(tf.reverse(images, [2]), config, class_num, training=False)) / 2
-        return logits
-
-
-def inference_in_parts(images, config, class_num, cluster):
-    """What `inference` returns, each of the process's devices taking its part of the images."""
-    logits = []
-    for replica, part in zip(cluster.replicas, cluster.split(images)):
-        with tf.device(replica.device):
-            logits.append(inference(part, config, class_num))
-    return tf.concat(logits, 0)
+        views = views_of(images, config)
+        logits = logits_of(tf.concat(views, 0), config, class_num, training=False)
+        return tf.add_n(tf.split(logits, len(views))) / len(views)
 
 
 def loss_of(logits, labels, smoothing=0.0):
@@ -428,11 +432,20 @@ def loss_of(logits, labels, smoothing=0.0):
     return losses
 
 
-def build_evaluation(logits, labels):
-    """What `Evaluate` runs, each [N]: losses, predicted classes, their probabilities."""
+def build_evaluation(images, labels, config, class_num, cluster):
+    """What `Evaluate` feeds and runs: images and labels; losses, predicted classes, their probabilities, each [N].
+
+    Each of the process's devices takes its part of the images.
+    """
+    logits = []
+    for replica, part in zip(cluster.replicas, cluster.split(images)):
+        with tf.device(replica.device):
+            logits.append(inference(part, config, class_num))
+    logits = tf.concat(logits, 0)
     with tf.name_scope("evaluation"):
-        return dict(test_losses=loss_of(logits, labels), test_predicted=tf.argmax(logits, 1),
-                    test_probabilities=tf.reduce_max(tf.nn.softmax(logits), 1))
+        return types.SimpleNamespace(images=images, labels=labels, losses=loss_of(logits, labels),
+                                     predicted=tf.argmax(logits, 1),
+                                     probabilities=tf.reduce_max(tf.nn.softmax(logits), 1))
 
 
 def histograms_of(gradients):
@@ -449,11 +462,29 @@ def histograms_of(gradients):
         for tag, value in values.items()])
 
 
+class AdamW(tf.train.AdamOptimizer):
+    """Adam with decoupled weight decay, Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2."""
+
+    def __init__(self, rate, epsilon, weight_decay):
+        super().__init__(rate, epsilon=epsilon)
+        self._rate, self._weight_decay = rate, weight_decay
+
+    def apply_gradients(self, gradients, global_step=None, name=None):
+        decays = []
+        if self._weight_decay:
+            with tf.control_dependencies([gradient for gradient, _ in gradients]):  # which are of the weights before
+                decays = [variable.assign_sub(self._rate * self._weight_decay * variable, read_value=False)
+                          for _, variable in gradients]
+        with tf.control_dependencies(decays):
+            return super().apply_gradients(gradients, global_step, name)
+
+
 def build_graph(data, config, cluster=None):
     """Builds placeholders, network, loss and training step in the default graph; returns the tensors to run and feed.
 
-    The network stands in it for each replica of this process, and in the scope `evaluation` for inference, all on one
-    set of variables. `cluster`: the processes and devices that train; None for this process alone.
+    The network stands in it for each replica of this process, and in the scope `inference` as validation looks at
+    images and as the test does, all on one set of variables. `cluster`: the processes and devices that train; None for
+    this process alone.
     """
     cluster = cluster or Cluster(config.batch_size, devices=1)
     tf.set_random_seed(config.seed)  # ops.py derives initial weights and dropout masks from it
@@ -467,7 +498,9 @@ def build_graph(data, config, cluster=None):
     if config.optimizer == "momentum":
         optimizer = tf.train.MomentumOptimizer(rate, 0.9, use_nesterov=True)
     else:
-        optimizer = tf.train.AdamOptimizer(rate, epsilon=config.epsilon)
+        optimizer = AdamW(rate, config.epsilon, config.weight_decay)
+    if config.precision == "float16":  # small gradients would be 0 in it: Micikevicius et al. 2018 (arXiv 1710.03740)
+        optimizer = tf.train.experimental.MixedPrecisionLossScaleOptimizer(optimizer, "dynamic")
 
     towers = []  # of each replica: what is averaged over all of them
     for replica, its_images, its_labels in zip(cluster.replicas, cluster.split(images), cluster.split(labels)):
@@ -488,22 +521,21 @@ def build_graph(data, config, cluster=None):
         histograms = tf.cond(wants_histograms, lambda: histograms_of(gradients), lambda: tf.constant(b""))
 
     with tf.name_scope("optimizer"):
-        decays = []
         if config.weight_decay and config.optimizer == "momentum":  # L2, as in the paper
             gradients = [(gradient + config.weight_decay * variable, variable) for gradient, variable in gradients]
-        elif config.weight_decay:  # decoupled: Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2
-            with tf.control_dependencies([gradient for gradient, _ in gradients]):  # which are of the weights before
-                decays = [variable.assign_sub(rate * config.weight_decay * variable, read_value=False)
-                          for _, variable in gradients]
-        with tf.control_dependencies(decays):
-            train = optimizer.apply_gradients(gradients, global_step)
+        train = optimizer.apply_gradients(gradients)
+        with tf.control_dependencies([train]):  # apart, as float16's scaling skips some steps, which count, too
+            train = global_step.assign_add(1, read_value=False)
     with tf.name_scope("moving_statistics"):
         advances = [advance for advance, _, _ in cluster.replicas[0].statistics]  # those of all do the same
         for advance, mean, variance in zip(advances, statistics[::2], statistics[1::2]):
             train = tf.group(train, *advance(mean, variance))
 
     with tf.name_scope("inference"):
-        logits = inference_in_parts(images, config, class_num, cluster)
+        plain = types.SimpleNamespace(**dict(vars(config), flip_average=False, shift_average=0))
+        validation = test = build_evaluation(images, labels, plain, class_num, cluster)
+        if config.flip_average or config.shift_average:
+            test = build_evaluation(images, labels, config, class_num, cluster)
 
     # Saved with the weights, so that a resumed run knows what the best so far is.
     best_accuracy = tf.get_variable("best_accuracy", [], tf.float64, tf.zeros_initializer(), trainable=False)
@@ -517,9 +549,8 @@ def build_graph(data, config, cluster=None):
         images=images, labels=labels, rate=rate, global_step=global_step, train=train, cost=cost, accuracy=accuracy,
         stop=stop, stop_request=stop_request, histograms=histograms, wants_histograms=wants_histograms,
         best_accuracy=best_accuracy, set_best=best_accuracy.assign(new_best), new_best=new_best,
-        initialize=tf.global_variables_initializer(),
-        parameters=sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables()),
-        **build_evaluation(logits, labels))
+        initialize=tf.global_variables_initializer(), validation=validation, test=test,
+        parameters=sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables()))
 
 
 def session_config(cluster=None):
@@ -532,7 +563,7 @@ def session_config(cluster=None):
 def Evaluate(sess, net, split, data, cluster=None):
     """An `Evaluation` of every image of the split, the incomplete last batch included.
 
-    Workers take turns with the batches; of the mistakes each knows its own.
+    `net` is what `build_evaluation` built. Workers take turns with the batches; of the mistakes each knows its own.
     """
     batch_size = int(net.images.shape[0])
     cluster = cluster or Cluster()
@@ -547,7 +578,7 @@ def Evaluate(sess, net, split, data, cluster=None):
             images = np.concatenate([images, images[:1].repeat(batch_size - count, axis=0)])
             labels = np.concatenate([labels, labels[:1].repeat(batch_size - count)])
         losses, predicted, probabilities = (values[:count] for values in sess.run(
-            [net.test_losses, net.test_predicted, net.test_probabilities], {net.images: images, net.labels: labels}))
+            [net.losses, net.predicted, net.probabilities], {net.images: images, net.labels: labels}))
         labels = labels[:count]
         loss_sum += losses.sum(dtype=np.float64)
         np.add.at(confusion, (labels, predicted), 1)
@@ -643,17 +674,17 @@ def train(arguments=(), **overrides):
                         if step % steps_per_epoch and (stop_signal() or report.checkpoint_is_due()):
                             save()
                 if len(data.validation):
-                    evaluation = Evaluate(sess, net, data.validation, data, cluster)
+                    evaluation = Evaluate(sess, net.validation, data.validation, data, cluster)
                     report.evaluated("validation", step, evaluation)
                     if evaluation.accuracy >= sess.run(net.best_accuracy):  # of equals the one that saw more
                         sess.run(net.set_best, {net.new_best: evaluation.accuracy})
                         checkpoints.save_best(sess, step)  # before the newest, which knows of it
                 if config.test_every_epoch:
-                    report.evaluated("test", step, Evaluate(sess, net, data.test, data, cluster))
+                    report.evaluated("test", step, Evaluate(sess, net.test, data.test, data, cluster))
                 report.epoch(epoch + 1)
                 save()
 
-            evaluation = Evaluate(sess, net, data.test, data, cluster)
+            evaluation = Evaluate(sess, net.test, data.test, data, cluster)
             report.evaluated("test", step, evaluation)
             result = report.result(step, evaluation, net.parameters, config.shaping)
             cluster.leave(sess)
@@ -707,8 +738,7 @@ def evaluate(arguments=(), **overrides):
     with tf.Graph().as_default() as graph, tf.Session(config=session_config(cluster), graph=graph) as sess:
         images = tf.placeholder(tf.float32, (config.batch_size,) + data.image_shape, "images")
         labels = tf.placeholder(tf.int64, [config.batch_size], "labels")
-        logits = inference_in_parts(images, config, len(data.class_names), cluster)
-        net = types.SimpleNamespace(images=images, labels=labels, **build_evaluation(logits, labels))
+        net = build_evaluation(images, labels, config, len(data.class_names), cluster)
         used = Checkpoints(directory).restore_for_use(sess, config.checkpoint)
         evaluation = Evaluate(sess, net, data.test, data)
     return report_evaluation(config, directory, used, evaluation, data)

@@ -61,7 +61,7 @@ def measure(name, precision, memory_efficient, devices, batch_size, steps):
     image_shape, class_num, usual_batch_size, network_name = NETWORKS[name]
     config = Densenet.choose(dataset="mnist" if image_shape[2] == 1 else "cifar10", network=network_name,
                              precision=precision, memory_efficient=memory_efficient, devices=devices,
-                             batch_size=batch_size or usual_batch_size, flip_average=False,  # one pass, not two
+                             batch_size=batch_size or usual_batch_size, flip_average=False, shift_average=0,  # one pass
                              weight_decay=0.0, label_smoothing=0.0)  # plain Adam, to compare with other programs
     random = np.random.RandomState(0)
     labels = random.randint(0, class_num, config.batch_size)
@@ -81,7 +81,7 @@ def measure(name, precision, memory_efficient, devices, batch_size, steps):
         sess.run(net.initialize)
         first_step, training = seconds(lambda: sess.run([net.train, net.cost, net.accuracy], feed), steps)
         used = peak_megabytes() - bare
-        _, inference = seconds(lambda: sess.run([net.test_losses, net.test_predicted], feed), steps)
+        _, inference = seconds(lambda: sess.run([net.test.losses, net.test.predicted], feed), steps)
         parameters = net.parameters
     forward = multiply_adds(config, image_shape, class_num)
     gflops = 6 * forward * config.batch_size / training / 1e9  # the gradients: twice forward

@@ -19,14 +19,15 @@ tf.disable_v2_behavior()  # tflearn's import does the same: graph mode from the 
 
 BATCH_NORM_DECAY = 0.9
 BATCH_NORM_EPSILON = 0.001
-COMPILED_FROM = 2 ** 17  # elements of a tensor in bfloat16 from which on XLA makes one pass of what is done to it
+WITH_FAST_KERNELS = (tf.float32, tf.float16)  # what TensorFlow's batch normalization is fast in; not so bfloat16
+COMPILED_FROM = 2 ** 17  # elements of a tensor of another type from which on XLA makes one pass of what is done to it
 
 
 def conv_layer(x, filters, kernel, stride=1, layer_name="conv"):
     """Convolution with SAME padding and no bias (batch normalization follows).
 
     Args:
-        x: [N, H, W, C], float32 or bfloat16; the weights stay float32.
+        x: [N, H, W, C], floating point; the weights stay float32.
         filters: number of output channels.
         kernel: side of the square kernel.
     Returns:
@@ -40,7 +41,8 @@ def conv_layer(x, filters, kernel, stride=1, layer_name="conv"):
 
         def convolution(x, weights):
             if kernel % 2 and (height == width == 1 or kernel == stride == 1):  # only the kernel's centre meets it
-                product = tf.matmul(tf.reshape(x, [-1, shape[2]]), weights[kernel // 2, kernel // 2])
+                centre = tf.reshape(weights, shape[2:]) if kernel == 1 else weights[kernel // 2, kernel // 2]
+                product = tf.matmul(tf.reshape(x, [-1, shape[2]]), centre)
                 return tf.reshape(product, [-1, height, width, filters])
             return tf.nn.conv2d(x, weights, strides=[1, stride, stride, 1], padding="SAME")
 
@@ -57,7 +59,7 @@ def Batch_Normalization(x, training, scope, activation_fn=None, replica=None, re
     replicas' mean instead, which the training step takes from `replica.statistics`.
 
     Args:
-        x: [N, H, W, C], float32 or bfloat16; statistics are float32.
+        x: [N, H, W, C], floating point; statistics are float32.
         training: True to normalize by the batch and advance the moving statistics, False to normalize by them;
             a Python bool or a bool tensor.
         activation_fn: None, or `Relu`, applied to the output.
@@ -296,7 +298,7 @@ def _normalized_by_batch(x, gamma, beta, relu, replica=None, recompute=False):
 def _statistics(x):
     """(x, its mean [C], its biased variance [C] over all but the channels): float32 statistics."""
     count = _count(x)
-    if x.dtype == tf.float32:
+    if x.dtype in WITH_FAST_KERNELS:
         ones = tf.ones([x.shape[3]])
         _, mean, variance = tf.nn.fused_batch_norm(x, ones, tf.zeros_like(ones), epsilon=BATCH_NORM_EPSILON)
         variance *= tf.maximum(count - 1, 1) / count  # the kernel's has Bessel's correction
@@ -338,8 +340,8 @@ def _normalized_concatenation(parts, mean, variance, gamma, beta, relu):
 
 
 def _normalized(x, mean, variance, gamma, beta, relu):
-    """x normalized, rectified if `relu`: by TensorFlow's kernel, which is slow in bfloat16, where XLA makes one."""
-    if x.dtype == tf.float32:
+    """x normalized, rectified if `relu`: by TensorFlow's kernel, or by passes over x that XLA compiles."""
+    if x.dtype in WITH_FAST_KERNELS:
         y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=BATCH_NORM_EPSILON, is_training=False)
         return tf.nn.relu(y) if relu else y
     with _compiled(x):
@@ -354,7 +356,7 @@ def _normalization_gradients(x, y, mean, variance, gamma, relu, dy):
     and those of mean and variance follow from these.
     """
     inverse = tf.rsqrt(variance + BATCH_NORM_EPSILON)
-    if x.dtype == tf.float32:
+    if x.dtype in WITH_FAST_KERNELS:
         if relu:
             dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
         dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
@@ -380,8 +382,8 @@ def _channel_sums(x):
 
 
 def _compiled(x):
-    """A scope that XLA compiles, if x is in bfloat16 and large enough for it to pay."""
-    if x.dtype != tf.float32 and (x.shape.num_elements() or 0) >= COMPILED_FROM:
+    """A scope that XLA compiles, if x has no fast kernels and is large enough for it to pay."""
+    if x.dtype not in WITH_FAST_KERNELS and (x.shape.num_elements() or 0) >= COMPILED_FROM:
         return tf.xla.experimental.jit_scope()
     return contextlib.nullcontext()
 

@@ -183,7 +183,9 @@ def random_cutout(images, side, border, random):
         places = np.arange(images.shape[axis])
         hidden.append((start <= places) & (places < start + side))
     rows, columns = hidden
-    return np.where((rows[:, :, None] & columns[:, None, :])[..., None], border, images)
+    images = images.copy()
+    images[rows[:, :, None] & columns[:, None, :]] = border
+    return images
 
 
 def random_rotation(images, degrees, border, random):

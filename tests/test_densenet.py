@@ -294,7 +294,7 @@ def test_evaluation_counts_every_image(tiny_mnist):
         with tf.Graph().as_default(), tf.Session() as sess:
             net = Densenet.build_graph(data, config)
             sess.run(net.initialize)
-            evaluation = Densenet.Evaluate(sess, net, data.test, data)
+            evaluation = Densenet.Evaluate(sess, net.test, data.test, data)
             results.append((evaluation.loss, evaluation.accuracy))
     assert results[1] == pytest.approx(results[0], rel=1e-5) and results[2] == pytest.approx(results[0], rel=1e-5)
 
@@ -424,17 +424,48 @@ def before_the_first_step(tiny_mnist, **changes):
         yield sess, net, images, labels
 
 
-def test_bfloat16_is_near_float32_and_keeps_float32_weights(tiny_mnist):
+@pytest.mark.parametrize("precision,tolerance", [("bfloat16", 0.02), ("float16", 0.002)])
+def test_half_precision_is_near_float32_and_keeps_float32_weights(precision, tolerance, tiny_mnist):
     costs = {}
-    for precision in ("float32", "bfloat16"):
-        with before_the_first_step(tiny_mnist, precision=precision) as (sess, net, images, labels):
+    for each in ("float32", precision):
+        with before_the_first_step(tiny_mnist, precision=each) as (sess, net, images, labels):
+            for variable in tf.global_variables():
+                assert variable.dtype.base_dtype not in (tf.bfloat16, tf.float16)
+                if variable.op.name == "current_loss_scale":  # from 2 ** 15 on, some steps may be skipped first
+                    sess.run(variable.assign(1024.0))
             feed = {net.images: images, net.labels: labels, net.rate: 1e-3}
-            costs[precision] = [sess.run([net.train, net.cost], feed)[1] for _ in range(3)]
-            assert not [variable for variable in tf.global_variables() if variable.dtype.base_dtype == tf.bfloat16]
+            costs[each] = [sess.run([net.train, net.cost], feed)[1] for _ in range(3)]
             products = [op for op in sess.graph.get_operations() if op.type == "Conv2D"]
-            assert products and {op.outputs[0].dtype.name for op in products} == {precision}
-    np.testing.assert_allclose(costs["bfloat16"], costs["float32"], rtol=0.02)
-    assert costs["bfloat16"] != costs["float32"]
+            assert products and {op.outputs[0].dtype.name for op in products} == {each}
+    np.testing.assert_allclose(costs[precision], costs["float32"], rtol=tolerance)
+    assert costs[precision] != costs["float32"]
+
+
+@pytest.mark.parametrize("optimizer,weight_decay,devices", [("momentum", 0.0, 2), ("adam", 0.25, 1)])
+def test_the_loss_of_float16_is_scaled(optimizer, weight_decay, devices, tiny_mnist):
+    """Scaled too far, no weight changes, the scale halves, and the step counts. Else the step is that of float32.
+
+    Adam's with an epsilon that leaves steps nearly linear in the gradients, so that small errors stay small.
+    """
+    steps = {}
+    for precision in ("float32", "float16"):
+        with before_the_first_step(tiny_mnist, precision=precision, optimizer=optimizer, weight_decay=weight_decay,
+                                   epsilon=1.0, devices=devices) as (sess, net, images, labels):
+            variables = tf.trainable_variables()
+            feed = {net.images: images, net.labels: labels, net.rate: 0.125}
+            before = sess.run(variables)
+            if precision == "float16":
+                scale, = (variable for variable in tf.global_variables() if variable.op.name == "current_loss_scale")
+                sess.run(scale.assign(2.0 ** 60))
+                sess.run(net.train, feed)
+                for name, was, now in zip(variables, before, sess.run(variables)):
+                    np.testing.assert_array_equal(was, now, err_msg=str(name))
+                assert sess.run([scale, net.global_step]) == [2.0 ** 59, 1]
+                sess.run(scale.assign(1024.0))
+            sess.run(net.train, feed)
+            steps[precision] = [now - was for was, now in zip(before, sess.run(variables))]
+    for half, single in zip(steps["float16"], steps["float32"]):
+        assert np.linalg.norm(half - single) < 0.1 * np.linalg.norm(single)
 
 
 @pytest.mark.parametrize("optimizer,factor", [("momentum", 1 + 0.9), ("adam", 1)])
@@ -453,7 +484,7 @@ def test_weight_decay_by_numpy(tiny_mnist, optimizer, factor):
 
 
 def logits_in(graph):
-    """The logits that losses are taken of: of training, then of evaluation."""
+    """The logits that losses are taken of: of training, of validation, of the test if it averages."""
     return [operation.inputs[0] for operation in graph.get_operations()
             if operation.type == "SparseSoftmaxCrossEntropyWithLogits"]
 
@@ -462,7 +493,7 @@ def test_label_smoothing_by_numpy(tiny_mnist):
     """The cross entropy with a distribution that has 1 - s + s / 10 for the label, s / 10 for every other class."""
     with before_the_first_step(tiny_mnist, label_smoothing=0.25) as (sess, net, images, labels):
         all_logits = logits_in(sess.graph)
-        (training, evaluation), cost, losses = sess.run([all_logits, net.cost, net.test_losses],
+        (training, evaluation), cost, losses = sess.run([all_logits, net.cost, net.test.losses],
                                                         {net.images: images, net.labels: labels})
 
     def cross_entropy(logits, smoothing):
@@ -476,21 +507,35 @@ def test_label_smoothing_by_numpy(tiny_mnist):
     np.testing.assert_allclose(losses, cross_entropy(evaluation, 0.0), rtol=1e-5)
 
 
-def test_flip_average_by_numpy(tiny_mnist):
-    """Evaluation is of the mean logits of an image and its mirror image; training is of the image alone."""
-    evaluation, training = {}, {}
-    for flip_average in (False, True):
-        with before_the_first_step(tiny_mnist, flip_average=flip_average) as (sess, net, images, labels):
-            _, logits = logits_in(sess.graph)
-            for mirrored in (False, True):
-                evaluation[flip_average, mirrored] = sess.run(
-                    logits, {net.images: images[:, :, ::-1] if mirrored else images, net.labels: labels})
-            training[flip_average] = sess.run(net.cost, {net.images: images, net.labels: labels})
-    expected = (evaluation[False, False].astype(np.float64) + evaluation[False, True]) / 2
-    for mirrored in (False, True):
-        np.testing.assert_allclose(evaluation[True, mirrored], expected, atol=1e-6)
-    assert training[True] == training[False]
-    assert np.abs(expected - evaluation[False, False]).max() > 1e-3
+def moved(images, down, right):
+    """The images [N, H, W, C] shifted by so many pixels; zeros come in."""
+    images = np.roll(images, (down, right), (1, 2))
+    images[:, :down if down > 0 else 0] = images[:, down if down < 0 else images.shape[1]:] = 0
+    images[:, :, :right if right > 0 else 0] = images[:, :, right if right < 0 else images.shape[2]:] = 0
+    return images
+
+
+@pytest.mark.parametrize("flip_average,shift_average", [(True, 0), (False, 1), (True, 2)])
+def test_averages_by_numpy(flip_average, shift_average, tiny_mnist):
+    """The test is of the mean logits of an image's variants; training and validation are of the image alone."""
+    with before_the_first_step(tiny_mnist) as (sess, net, images, labels):
+        training = sess.run(net.cost, {net.images: images, net.labels: labels})
+    with before_the_first_step(tiny_mnist, flip_average=flip_average, shift_average=shift_average) as (
+            sess, net, images, labels):
+        assert sess.run(net.cost, {net.images: images, net.labels: labels}) == training
+        _, plain, averaged = logits_in(sess.graph)
+        if shift_average:
+            variants = [moved(images, down, right)[:, :, ::-1 if flip_average and right < 0 else 1]
+                        for down in (-shift_average, shift_average) for right in (-shift_average, shift_average)]
+        else:
+            variants = [images, images[:, :, ::-1]]
+        of_variants = [sess.run(plain, {net.images: variant}).astype(np.float64) for variant in variants]
+        assert np.ptp(of_variants, 0).max() > 1e-3
+        np.testing.assert_allclose(sess.run(averaged, {net.images: images}), np.mean(of_variants, 0), atol=1e-6)
+        logits, probabilities = sess.run([[plain, averaged], [net.validation.probabilities, net.test.probabilities]],
+                                         {net.images: images})
+        powers = np.exp(np.array(logits, np.float64))
+        np.testing.assert_allclose(probabilities, powers.max(2) / powers.sum(2), rtol=1e-5)
 
 
 def test_another_run_in_the_directory_is_refused(tiny_mnist, folder):
