@@ -553,11 +553,13 @@ def build_graph(data, config, cluster=None):
         parameters=sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables()))
 
 
-def session_config(cluster=None):
+def session_config(cluster=None, precision="float32"):
     """Operations without a kernel for the device they were put on run elsewhere; a GPU's memory is taken as needed."""
     config = tf.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True
-    config.graph_options.place_pruned_graph = True  # else most of the first step's time goes by for what is not run
+    # Else most of the first step's time goes by for what is not run. What XLA compiles for bfloat16 fails with it: its
+    # clusters then span devices.
+    config.graph_options.place_pruned_graph = precision != "bfloat16"
     return (cluster or Cluster()).configure(config)
 
 
@@ -628,8 +630,9 @@ def train(arguments=(), **overrides):
         net = build_graph(data, config, cluster)
         checkpoints = Checkpoints(directory) if cluster.is_chief else Nothing(Checkpoints)
         report = Report(config, directory, cluster) if cluster.is_chief else Nothing(Report)
-        cluster.start(session_config(cluster))
-        with cluster.watched(), tf.Session(cluster.target, config=session_config(cluster), graph=graph) as sess, report:
+        session = session_config(cluster, config.precision)
+        cluster.start(session)
+        with cluster.watched(), tf.Session(cluster.target, config=session, graph=graph) as sess, report:
             cluster.compare(sess, dict(settings_and_data, total_epochs=config.total_epochs))
             sess.run(net.initialize)
             checkpoints.restore_newest(sess)
@@ -736,7 +739,8 @@ def evaluate(arguments=(), **overrides):
         raise UserError("the images of %s are not those that %s was trained on: put these back, or look at others with "
                         "mode=predict" % (data.name, directory.path))
     cluster = Cluster(config.batch_size, config.devices)
-    with tf.Graph().as_default() as graph, tf.Session(config=session_config(cluster), graph=graph) as sess:
+    session = session_config(cluster, config.precision)
+    with tf.Graph().as_default() as graph, tf.Session(config=session, graph=graph) as sess:
         images = tf.placeholder(tf.float32, (config.batch_size,) + data.image_shape, "images")
         labels = tf.placeholder(tf.int64, [config.batch_size], "labels")
         net = build_evaluation(images, labels, config, len(data.class_names), cluster)

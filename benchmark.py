@@ -70,7 +70,7 @@ def measure(name, precision, memory_efficient, devices, batch_size, steps):
     data = DataSet(name, split, split, split, tuple(map(str, range(class_num))), channels, channels + 1, channels)
 
     cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm)
-    session_config = Densenet.session_config(cluster)
+    session_config = Densenet.session_config(cluster, precision)
     with tf.Graph().as_default(), tf.Session(config=session_config) as sess:
         sess.run(tf.constant(0))
     bare = peak_megabytes()
