@@ -52,6 +52,8 @@ def trained(data_dir, devices, **changes):
     with tf.Graph().as_default() as graph, tf.device(cluster.place):
         net = Densenet.build_graph(data, config, cluster)
         session_config = Densenet.session_config(cluster)
+        # As with workers: the graph's roundings depend on it, and with dropout they grow.
+        session_config.graph_options.place_pruned_graph = False
         cluster.start(session_config)
         with tf.Session(cluster.target, config=session_config, graph=graph) as sess:
             sess.run(net.initialize)
