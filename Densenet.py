@@ -107,7 +107,7 @@ rotation: number(0.0, 45.0) = None  # degrees, either way
 flip: boolean() = None  # left to right
 cutout: integer(0, 64) = None  # pixels along a side of a square that is hidden, anywhere
 flip_average: boolean() = None  # test by the mean of the logits of an image and of its mirror image
-shift_average: integer(0, 8) = None  # the same of an image moved so many pixels to each corner, two mirrored if so
+shift_average: integer(0, 8) = None  # test by the mean of an image moved so many pixels to each corner
 
 # Network
 network: one_of(tuple(NETWORKS)) = None  # in the table NETWORKS; the constants of this group change parts of it
@@ -404,7 +404,10 @@ def logits_of(images, config, class_num, training, replica=None):
 
 
 def views_of(images, config):
-    """What the test averages over: variants of normalized images [N, H, W, C], a list of such."""
+    """What the test averages over: variants of normalized images [N, H, W, C], a list of such.
+
+    With both averages, two of the four moved images are mirrored. What comes in at the edges is the mean colour, 0.
+    """
     views = [images, images] if config.flip_average else [images]
     if config.shift_average:
         shift = config.shift_average
