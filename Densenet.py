@@ -67,13 +67,14 @@ STEMS = {
 }
 
 # Networks by name. `first_block` numbers their scopes dense_0, trans_0, … or dense_1, trans_1, …
-_BC = dict(bottleneck=True, compression=0.5, transition_channels=None, stem="3x3",
+_BC = dict(bottleneck=True, compression=0.5, transition_channels=None, transition_pooling="average", stem="3x3",
            stem_channels=None, first_block=1)
 _IMAGENET = dict(_BC, stem="imagenet", image_size=224, crop_area=0.08)
 NETWORKS = {
     "densenet_mnist": dict(_BC, blocks=(2, 4, 4), growth_k=16, bottleneck=False, stem="3x3+pool", first_block=0),
     "densenet_mnist_first": dict(_BC, blocks=(4, 4, 32), growth_k=12, stem="7x7s2+pool", first_block=0),
-    "densenet_cifar": dict(_BC, blocks=(2, 4, 4), growth_k=48, bottleneck=False, stem="3x3+pool"),
+    "densenet_cifar": dict(_BC, blocks=(1, 2, 2), growth_k=128, bottleneck=False, stem="3x3+pool", stem_channels=64,
+                           transition_pooling="max"),
     "densenet_folder": dict(_BC, blocks=(2, 4, 4), growth_k=32, bottleneck=False, stem="7x7s2+pool"),
     "densenet_40_12": dict(_BC, blocks=(12, 12, 12), growth_k=12, bottleneck=False, compression=1.0, stem_channels=16),
     "densenet_bc_40_12": dict(_BC, blocks=(6, 6, 6), growth_k=12),
@@ -116,6 +117,7 @@ growth_k: integer(1, 512) = None  # growth rate k: feature maps that each layer 
 bottleneck: boolean() = None  # a 1x1 convolution to 4k before each 3x3 convolution
 compression: number(0.01, 1.0) = None  # share of its channels that a transition keeps
 transition_channels: integer(1, 65536) = None  # channels of every transition instead; k as first described
+transition_pooling: one_of(("average", "max")) = None  # how a transition halves the sides; the paper's: average
 stem: one_of(tuple(STEMS)) = None  # what stands before the first block
 stem_channels: integer(1, 4096) = None  # its channels; None in a network: 2k
 dropout_rate: number(0.0, 0.95) = None  # share of activations zeroed after each convolution but the first
@@ -157,11 +159,11 @@ _COMMON = dict(augmentation=True, cutout=0, flip_average=False, shift_average=0,
                epsilon=1e-8, weight_decay=0.0, label_smoothing=0.0, precision="float32", seed=0, sync_batch_norm=False)
 _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, flip=False, init_learning_rate=5e-3,
                     schedule="exponential", warmup=0.02)
-_PHOTOS = dict(_COMMON, network="densenet_cifar", shift=4, rotation=0.0, flip=True, cutout=10, flip_average=True,
+_PHOTOS = dict(_COMMON, network="densenet_cifar", shift=3, rotation=0.0, flip=True, cutout=8, flip_average=True,
                shift_average=1, init_learning_rate=5e-3, schedule="cosine", warmup=0.2, weight_decay=0.1,
-               label_smoothing=0.1, batch_size=128, total_epochs=60, validation_size=5000, precision=fast_precision())
-_OWN_IMAGES = dict(_PHOTOS, network="densenet_folder", image_size=64, crop_area=1.0, batch_size=32, total_epochs=30,
-                   cutout=0, shift_average=0, validation_size=None)  # a tenth of the training images
+               label_smoothing=0.1, batch_size=128, total_epochs=42, validation_size=5000, precision=fast_precision())
+_OWN_IMAGES = dict(_PHOTOS, network="densenet_folder", image_size=64, crop_area=1.0, shift=4, cutout=0, shift_average=0,
+                   batch_size=32, total_epochs=30, validation_size=None)  # a tenth of the training images
 DEFAULTS = {
     "mnist": dict(_HANDWRITING, batch_size=100, total_epochs=20, validation_size=5000),
     "digits": dict(_HANDWRITING, batch_size=50, total_epochs=30, validation_size=100),
@@ -195,6 +197,7 @@ class DenseNet:
         bottleneck: whether a 1×1 convolution to 4k channels stands before each 3×3 convolution.
         compression: share of its channels that a transition keeps, the paper's θ.
         transition_channels: channels of every transition, instead of `compression`.
+        transition_pooling: "average", the paper's, or "max": how a transition halves height and width.
         stem: a name in STEMS.
         stem_channels: its channels; None for 2k.
         dropout_rate: share of activations zeroed after each convolution but the first.
@@ -207,8 +210,8 @@ class DenseNet:
     """
 
     def __init__(self, x, blocks, filters, training, class_num=10, bottleneck=True, compression=0.5,
-                 transition_channels=None, stem="3x3", stem_channels=None, dropout_rate=0.0, first_block=0,
-                 replica=None, memory_efficient=False):
+                 transition_channels=None, transition_pooling="average", stem="3x3", stem_channels=None,
+                 dropout_rate=0.0, first_block=0, replica=None, memory_efficient=False):
         self.blocks = tuple(blocks)
         self.nb_blocks = len(self.blocks) - 1  # pairs of a dense block and a transition before the final block
         self.filters = filters
@@ -217,6 +220,7 @@ class DenseNet:
         self.bottleneck = bottleneck
         self.compression = compression
         self.transition_channels = transition_channels
+        self.transition_pooling = transition_pooling
         self.stem = stem
         self.stem_channels = stem_channels or 2 * filters
         self.dropout_rate = dropout_rate
@@ -247,7 +251,8 @@ class DenseNet:
             x = conv_layer(x, channels, kernel=1, layer_name="conv1")
             x = Drop_out(x, self.dropout_rate, self.training, "drop1", self.replica_index)
             self._require(x, 2, scope)
-            return Average_pooling(x, pool_size=2, stride=2)
+            pooling = {"average": Average_pooling, "max": Max_Pooling}[self.transition_pooling]
+            return pooling(x, pool_size=2, stride=2)
 
     def dense_block(self, input_x, nb_layers, layer_name):
         """Each layer sees the block's input and all earlier outputs: [N, H, W, C] -> [N, H, W, C + nb_layers·k]."""
@@ -398,8 +403,8 @@ def learning_rate(step, total_steps, config):
 def logits_of(images, config, class_num, training, replica=None):
     """The logits [N, class_num] of normalized images [N, H, W, C]."""
     return DenseNet(tf.cast(images, config.precision), config.blocks, config.growth_k, training, class_num,
-                    config.bottleneck, config.compression, config.transition_channels, config.stem,
-                    config.stem_channels, config.dropout_rate, config.first_block, replica,
+                    config.bottleneck, config.compression, config.transition_channels, config.transition_pooling,
+                    config.stem, config.stem_channels, config.dropout_rate, config.first_block, replica,
                     config.memory_efficient).model
 
 

@@ -36,8 +36,8 @@ def parameters(network, image_shape, class_num):
     with tf.Graph().as_default():
         Densenet.DenseNet(
             tf.zeros((1,) + image_shape), chosen["blocks"], chosen["growth_k"], False, class_num,
-            chosen["bottleneck"], chosen["compression"], chosen["transition_channels"], chosen["stem"],
-            chosen["stem_channels"])
+            chosen["bottleneck"], chosen["compression"], chosen["transition_channels"],
+            chosen["transition_pooling"], chosen["stem"], chosen["stem_channels"])
         return sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables())
 
 
