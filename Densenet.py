@@ -73,7 +73,7 @@ _IMAGENET = dict(_BC, stem="imagenet", image_size=224, crop_area=0.08)
 NETWORKS = {
     "densenet_mnist": dict(_BC, blocks=(2, 4, 4), growth_k=16, bottleneck=False, stem="3x3+pool", first_block=0),
     "densenet_mnist_first": dict(_BC, blocks=(4, 4, 32), growth_k=12, stem="7x7s2+pool", first_block=0),
-    "densenet_cifar": dict(_BC, blocks=(1, 2, 2), growth_k=128, bottleneck=False, stem="3x3+pool", stem_channels=64,
+    "densenet_cifar": dict(_BC, blocks=(1, 2, 2), growth_k=160, bottleneck=False, stem="3x3+pool", stem_channels=64,
                            transition_pooling="max"),
     "densenet_folder": dict(_BC, blocks=(2, 4, 4), growth_k=32, bottleneck=False, stem="7x7s2+pool"),
     "densenet_40_12": dict(_BC, blocks=(12, 12, 12), growth_k=12, bottleneck=False, compression=1.0, stem_channels=16),
@@ -159,9 +159,9 @@ _COMMON = dict(augmentation=True, cutout=0, flip_average=False, shift_average=0,
                epsilon=1e-8, weight_decay=0.0, label_smoothing=0.0, precision="float32", seed=0, sync_batch_norm=False)
 _HANDWRITING = dict(_COMMON, network="densenet_mnist", shift=2, rotation=10.0, flip=False, init_learning_rate=5e-3,
                     schedule="exponential", warmup=0.02)
-_PHOTOS = dict(_COMMON, network="densenet_cifar", shift=3, rotation=0.0, flip=True, cutout=8, flip_average=True,
+_PHOTOS = dict(_COMMON, network="densenet_cifar", shift=3, rotation=0.0, flip=True, cutout=12, flip_average=True,
                shift_average=1, init_learning_rate=5e-3, schedule="cosine", warmup=0.2, weight_decay=0.1,
-               label_smoothing=0.1, batch_size=128, total_epochs=42, validation_size=5000, precision=fast_precision())
+               label_smoothing=0.1, batch_size=128, total_epochs=46, validation_size=5000, precision=fast_precision())
 _OWN_IMAGES = dict(_PHOTOS, network="densenet_folder", image_size=64, crop_area=1.0, shift=4, cutout=0, shift_average=0,
                    batch_size=32, total_epochs=30, validation_size=None)  # a tenth of the training images
 DEFAULTS = {

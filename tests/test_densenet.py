@@ -57,7 +57,7 @@ def test_parameter_counts(network, image_shape, class_num, expected):
     assert parameters(network, image_shape, class_num) == expected
 
 
-def numpy_logits(images, weights, blocks, bottleneck):
+def numpy_logits(images, weights, blocks, bottleneck, pooling):
     """The network's inference in float64, from the description in the paper's section 3."""
     def norm_relu(x, scope):
         gamma, beta, mean, variance = (weights["%s/%s" % (scope, name)].astype(np.float64) for name in (
@@ -79,23 +79,24 @@ def numpy_logits(images, weights, blocks, bottleneck):
         x = block(x, layers, "dense_%d" % i)
         x = conv(norm_relu(x, "trans_%d/batch1" % i), "trans_%d/conv1" % i)
         x = x[:, :x.shape[1] // 2 * 2, :x.shape[2] // 2 * 2]
-        x = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+        x = pooling([x[:, ::2, ::2], x[:, 1::2, ::2], x[:, ::2, 1::2], x[:, 1::2, 1::2]], 0)
     x = norm_relu(block(x, blocks[-1], "dense_final"), "linear_batch").mean((1, 2))
     return x @ weights["linear/kernel"] + weights["linear/bias"]
 
 
-@pytest.mark.parametrize("bottleneck", [True, False])
-def test_the_network_by_numpy(bottleneck):
+@pytest.mark.parametrize("bottleneck,pooling", [(True, "average"), (False, "average"), (False, "max")])
+def test_the_network_by_numpy(bottleneck, pooling):
     images, _ = record.network_inputs()
     random = np.random.RandomState(3)
     with tf.Graph().as_default(), tf.Session() as sess:
-        net = record.small_network(tf.constant(images), False, bottleneck=bottleneck)
+        net = record.small_network(tf.constant(images), False, bottleneck=bottleneck, transition_pooling=pooling)
         sess.run(tf.global_variables_initializer())
         for variable in tf.global_variables():  # statistics, scales and shifts that are not 0 and 1
             if variable.op.name.split("/")[-1] not in ("kernel", "local_step"):
                 variable.load(random.uniform(0.5, 1.5, variable.shape.as_list()).astype(np.float32), sess)
         weights = {variable.op.name: sess.run(variable) for variable in tf.global_variables()}
-        np.testing.assert_allclose(sess.run(net.model), numpy_logits(images, weights, (2, 3), bottleneck), rtol=1e-4)
+        expected = numpy_logits(images, weights, (2, 3), bottleneck, {"average": np.mean, "max": np.max}[pooling])
+        np.testing.assert_allclose(sess.run(net.model), expected, rtol=1e-4)
         assert net.nb_blocks == 1
 
 
@@ -470,7 +471,7 @@ def test_the_loss_of_float16_is_scaled(optimizer, weight_decay, devices, tiny_mn
 
 @pytest.mark.parametrize("optimizer,factor", [("momentum", 1 + 0.9), ("adam", 1)])
 def test_weight_decay_by_numpy(tiny_mnist, optimizer, factor):
-    """Nesterov's first step: rate · (1 + 0.9) · (gradient + decay · weight). Adam's: rate · decay · weight more."""
+    """Nesterov: rate · (1 + 0.9) · (gradient + decay · weight). Adam's: rate · decay · weight more."""
     moved = {}
     for decay in (0.0, 0.25):
         with before_the_first_step(tiny_mnist, optimizer=optimizer, weight_decay=decay) as (sess, net, images, labels):
