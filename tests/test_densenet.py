@@ -402,7 +402,7 @@ def test_cifar10_end_to_end(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(cifar10, "CIFAR10", layout)
     test_cifar10.write_folder(tmp_path, layout)
     options = dict(dataset="cifar10", data_dir=str(tmp_path), run_name="mine", validation_size=5, batch_size=7,
-                   blocks=(1, 1), growth_k=4)
+                   blocks=(1, 1), growth_k=4, stem_channels=8)
     Densenet.train(total_epochs=1, **options)
     assert Densenet.train(total_epochs=2, **options)["steps"] == 8
     weights = weights_of("model/mine", 8)
