@@ -471,7 +471,7 @@ def test_the_loss_of_float16_is_scaled(optimizer, weight_decay, devices, tiny_mn
 
 @pytest.mark.parametrize("optimizer,factor", [("momentum", 1 + 0.9), ("adam", 1)])
 def test_weight_decay_by_numpy(tiny_mnist, optimizer, factor):
-    """Nesterov: rate · (1 + 0.9) · (gradient + decay · weight). Adam's: rate · decay · weight more."""
+    """Nesterov's first step: rate · (1 + 0.9) · (gradient + decay · weight). Adam's: rate · decay · weight more."""
     moved = {}
     for decay in (0.0, 0.25):
         with before_the_first_step(tiny_mnist, optimizer=optimizer, weight_decay=decay) as (sess, net, images, labels):
