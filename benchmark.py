@@ -8,7 +8,6 @@
 Each row is measured in a process of its own: some untimed steps, then the median of the timed ones.
 """
 
-import json as json_format
 import math
 import multiprocessing
 import resource
@@ -25,6 +24,7 @@ import tensorflow.compat.v1 as tf
 from support import UserError, say, settings
 from support.cluster import Cluster
 from support.data import DataSet, Split
+from support.run_directory import write_json
 from support.settings import boolean, integer, one_of, path
 
 # Networks by short names: (shape of an image, classes, images in a step, name in Densenet.py).
@@ -45,6 +45,7 @@ for _name, _parts in Densenet.NETWORKS.items():
 
 # ---- Settings, here or on the command line ----
 network: one_of(tuple(NETWORKS)) = None  # which one; None: a row for each of mnist, bc40, bc100, cifar
+blocks: settings.declared(Densenet)["blocks"] = None  # layers in each dense block; None: the network's own
 precision: settings.declared(Densenet)["precision"] = "float32"  # of activations and products
 memory_efficient: boolean() = False  # compute again for the gradients what can be, instead of keeping it
 devices: settings.declared(Densenet)["devices"] = 0  # that share each batch; 0: as in Densenet.py
@@ -56,18 +57,18 @@ WARM_UP_STEPS = 3  # the first one chooses kernels
 PEAK_SIDE = 2048  # of the square matrices whose product shows what the machine can do
 
 
-def measure(name, precision, memory_efficient, devices, batch_size, steps):
+def measure(network, blocks, precision, memory_efficient, devices, batch_size, steps):
     """The row of one network, measured in this process: {key: value}, as in the JSON file."""
-    image_shape, class_num, usual_batch_size, network_name = NETWORKS[name]
+    image_shape, class_num, usual_batch_size, network_name = NETWORKS[network]
     config = Densenet.choose(dataset="mnist" if image_shape[2] == 1 else "cifar10", network=network_name,
-                             precision=precision, memory_efficient=memory_efficient, devices=devices,
+                             blocks=blocks, precision=precision, memory_efficient=memory_efficient, devices=devices,
                              batch_size=batch_size or usual_batch_size, flip_average=False, shift_average=0,  # one pass
                              weight_decay=0.0, label_smoothing=0.0)  # plain Adam, to compare with other programs
     random = np.random.RandomState(0)
     labels = random.randint(0, class_num, config.batch_size)
     split = Split(np.zeros((1,) + image_shape, np.uint8), labels[:1])
     channels = np.zeros(image_shape[2], np.float32)
-    data = DataSet(name, split, split, split, tuple(map(str, range(class_num))), channels, channels + 1, channels)
+    data = DataSet(network, split, split, split, tuple(map(str, range(class_num))), channels, channels + 1, channels)
 
     cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm)
     session_config = Densenet.session_config(cluster, precision)
@@ -86,7 +87,7 @@ def measure(name, precision, memory_efficient, devices, batch_size, steps):
     forward = multiply_adds(config, image_shape, class_num)
     gflops = 6 * forward * config.batch_size / training / 1e9  # the gradients: twice forward
     return {
-        "network": name,
+        "network": network,
         "precision": precision,
         "memory_efficient": memory_efficient,
         "devices": cluster.devices,
@@ -134,7 +135,10 @@ def peak_megabytes():
 
 
 def multiply_adds(config, image_shape, class_num):
-    """Multiply-adds of the convolutions and the classifier for one image, those with the padding's zeros included."""
+    """Multiply-adds of the convolutions and the classifier for one image, those with the padding's zeros included.
+
+    As the paper draws them: a transition that pools before its convolution has a quarter of these.
+    """
     kernel, stride, _, pool_padding = Densenet.STEMS[config.stem]
     k, channels = config.growth_k, config.stem_channels or 2 * config.growth_k
     side = math.ceil(image_shape[0] / stride)
@@ -173,18 +177,6 @@ def table(rows):
         yield "  ".join(form % value(row) for _, form, value in columns)
 
 
-def write_json(file_name, rows):
-    """Writes the rows to the file, if there is to be one. Raises UserError if it cannot."""
-    try:
-        if file_name:
-            with open(file_name, "w") as file:
-                json_format.dump(rows, file, indent=2)
-                file.write("\n")
-    except OSError as error:
-        raise UserError("cannot write %s (%s): set json to a file that can be written"
-                        % (file_name, error.strerror)) from None
-
-
 def main(arguments):
     """Runs the program; returns its exit status."""
     module = sys.modules[__name__]
@@ -195,14 +187,16 @@ def main(arguments):
             return 0
         values, _ = settings.collect(module, arguments)
         rows = []
-        write_json(values["json"], rows)  # now, before the time it takes
+        file_name = values.pop("json")
+        if file_name:
+            write_json(file_name, rows, "json")  # now, before the time it takes
         for name in (values["network"],) if values["network"] else TABLE:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                rows.append(process.submit(measure, name, values["precision"], values["memory_efficient"],
-                                           values["devices"], values["batch_size"], values["steps"]).result())
+                rows.append(process.submit(measure, **dict(values, network=name)).result())
         for line in table(rows):
             say(line)
-        write_json(values["json"], rows)
+        if file_name:
+            write_json(file_name, rows, "json")
     except UserError as error:
         print("benchmark.py: %s" % error, file=sys.stderr)
         return 1
