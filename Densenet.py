@@ -31,7 +31,7 @@ import tensorflow.compat.v1 as tf
 import cifar10
 import mnist_loader
 from ops import (Average_pooling, Batch_Normalization, Concatenation, Drop_out, Global_Average_Pooling, Linear,
-                 Max_Pooling, Relu, conv_layer)
+                 Max_Pooling, Relu, advance_moving_statistics, conv_layer)
 from support import UserError, image_folder, say, settings
 from support.cluster import Cluster, Nothing
 from support.data import RandomShare, color_preprocessing, data_augmentation
@@ -235,10 +235,10 @@ class DenseNet:
         """A layer of a dense block, the paper's H: [N, H, W, C] -> [N, H, W, k]."""
         with tf.variable_scope(scope):
             if self.bottleneck:
-                x = self._norm_relu(x, scope="batch1")
+                x = self._norm_relu(x, scope="batch1", recompute=self.memory_efficient)
                 x = conv_layer(x, 4 * self.filters, kernel=1, layer_name="conv1")  # [N, H, W, 4k]
                 x = Drop_out(x, self.dropout_rate, self.training, "drop1", self.replica_index)
-            x = self._norm_relu(x, scope="batch2")
+            x = self._norm_relu(x, scope="batch2", recompute=self.memory_efficient)
             x = conv_layer(x, self.filters, kernel=3, layer_name="conv2")  # [N, H, W, k]
             return Drop_out(x, self.dropout_rate, self.training, "drop2", self.replica_index)
 
@@ -247,10 +247,14 @@ class DenseNet:
         with tf.variable_scope(scope):
             # Rounded up from just below, so that 0.7 · 10 is 7 in floating point, too.
             channels = self.transition_channels or max(1, math.floor(self.compression * int(x.shape[-1]) + 1e-6))
-            x = self._norm_relu(x, scope="batch1")
+            self._require(x, 2, scope)
+            x = self._norm_relu(x, scope="batch1", recompute=self.memory_efficient)
+            if self.transition_pooling == "average" and not self.dropout_rate:
+                # The same by a quarter of the products: the mean and the 1×1 convolution are linear.
+                x = Average_pooling(x, pool_size=2, stride=2)
+                return conv_layer(x, channels, kernel=1, layer_name="conv1")
             x = conv_layer(x, channels, kernel=1, layer_name="conv1")
             x = Drop_out(x, self.dropout_rate, self.training, "drop1", self.replica_index)
-            self._require(x, 2, scope)
             pooling = {"average": Average_pooling, "max": Max_Pooling}[self.transition_pooling]
             return pooling(x, pool_size=2, stride=2)
 
@@ -281,9 +285,8 @@ class DenseNet:
         x = Global_Average_Pooling(tf.cast(x, tf.float32))  # [N, C]
         return Linear(x, self.class_num)
 
-    def _norm_relu(self, x, scope):
-        return Batch_Normalization(x, self.training, scope, activation_fn=Relu, replica=self.replica,
-                                   recompute=self.memory_efficient)
+    def _norm_relu(self, x, scope, recompute=False):
+        return Batch_Normalization(x, self.training, scope, Relu, self.replica, recompute)
 
     def _require(self, x, pool_size, scope):
         if min(int(x.shape[1]), int(x.shape[2])) < pool_size:
@@ -465,8 +468,9 @@ def histograms_of(gradients):
             values["%s/%s" % (kind, variable.op.name)] = variable
         values["gradients/%s" % variable.op.name] = gradient
     # Not tf.summary.histogram, which would put the names of the scopes around it before the tag.
+    zero = tf.constant(0.0)
     return tf.raw_ops.MergeSummary(inputs=[
-        tf.raw_ops.HistogramSummary(tag=tag, values=tf.where(tf.math.is_finite(value), value, tf.zeros_like(value)))
+        tf.raw_ops.HistogramSummary(tag=tag, values=tf.where_v2(tf.math.is_finite(value), value, zero))
         for tag, value in values.items()])
 
 
@@ -519,10 +523,11 @@ def build_graph(data, config, cluster=None):
             with tf.name_scope("accuracy"):
                 accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1), its_labels), tf.float32))
             gradients, variables = zip(*optimizer.compute_gradients(cost))
-            statistics = [moment for _, mean, variance in replica.statistics for moment in (mean, variance)]
-            towers.append([cost, accuracy, stop_request] + list(gradients) + statistics)
-    cost, accuracy, stop, *means = cluster.mean(towers)
-    gradients, statistics = list(zip(means, variables)), means[len(variables):]
+            moving, means, variances = zip(*replica.statistics)
+            towers.append([cost, accuracy, stop_request] + list(gradients) + [tf.concat(means, 0),
+                                                                              tf.concat(variances, 0)])
+    cost, accuracy, stop, *gradients, mean, variance = cluster.mean(towers)
+    gradients = list(zip(gradients, variables))
 
     wants_histograms = tf.placeholder_with_default(False, [], "wants_histograms")
     with tf.name_scope("histograms"):
@@ -535,9 +540,7 @@ def build_graph(data, config, cluster=None):
         with tf.control_dependencies([train]):  # apart, as float16's scaling skips some steps, which count, too
             train = global_step.assign_add(1, read_value=False)
     with tf.name_scope("moving_statistics"):
-        advances = [advance for advance, _, _ in cluster.replicas[0].statistics]  # those of all do the same
-        for advance, mean, variance in zip(advances, statistics[::2], statistics[1::2]):
-            train = tf.group(train, *advance(mean, variance))
+        train = tf.group(train, *advance_moving_statistics(moving, mean, variance))
 
     with tf.name_scope("inference"):
         plain = types.SimpleNamespace(**dict(vars(config), flip_average=False, shift_average=0))

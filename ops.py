@@ -12,6 +12,7 @@ import math
 import warnings
 import zlib
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 tf.logging.set_verbosity(tf.logging.ERROR)  # TensorFlow 1.15 announces each deprecation, the next line its own
@@ -27,7 +28,7 @@ def conv_layer(x, filters, kernel, stride=1, layer_name="conv"):
     """Convolution with SAME padding and no bias (batch normalization follows).
 
     Args:
-        x: [N, H, W, C], floating point; the weights stay float32.
+        x: [N, H, W, C], floating point, or what stands for it, a `Recomputed`; the weights stay float32.
         filters: number of output channels.
         kernel: side of the square kernel.
     Returns:
@@ -37,17 +38,16 @@ def conv_layer(x, filters, kernel, stride=1, layer_name="conv"):
         shape = [kernel, kernel, int(x.shape[-1]), filters]
         weights = _variable("kernel", shape, _he_normal("kernel", fan_in=kernel * kernel * shape[2]))
         weights = tf.cast(weights, x.dtype)
-        height, width = (int(side) for side in x.shape[1:3])
 
         def convolution(x, weights):
+            height, width = (int(side) for side in x.shape[1:3])
             if kernel % 2 and (height == width == 1 or kernel == stride == 1):  # only the kernel's centre meets it
                 centre = tf.reshape(weights, shape[2:]) if kernel == 1 else weights[kernel // 2, kernel // 2]
                 product = tf.matmul(tf.reshape(x, [-1, shape[2]]), centre)
                 return tf.reshape(product, [-1, height, width, filters])
             return tf.nn.conv2d(x, weights, strides=[1, stride, stride, 1], padding="SAME")
 
-        normalization = _Known.of_this_place().to_recompute.get(x.name)
-        return normalization.before(convolution, weights) if normalization else convolution(x, weights)
+        return x.before(convolution, weights) if isinstance(x, Recomputed) else convolution(x, weights)
 
 
 def Batch_Normalization(x, training, scope, activation_fn=None, replica=None, recompute=False):
@@ -55,19 +55,20 @@ def Batch_Normalization(x, training, scope, activation_fn=None, replica=None, re
 
     Computes what TensorFlow 1.15's `tf.contrib.layers.batch_norm` computes with decay=0.9, center=True, scale=True,
     zero_debias_moving_mean=True and updates_collections=None. The moving statistics advance whenever the training
-    output is computed: run each training graph once per step. Where several replicas share a batch, they advance by the
-    replicas' mean instead, which the training step takes from `replica.statistics`.
+    output is computed: run each training graph once per step. With a replica they do not: the training step advances
+    all of the network at once, by the mean over the replicas of what `replica.statistics` has.
 
     Args:
         x: [N, H, W, C], floating point; statistics are float32.
         training: True to normalize by the batch and advance the moving statistics, False to normalize by them;
             a Python bool or a bool tensor.
         activation_fn: None, or `Relu`, applied to the output.
-        replica: which of the devices that share the batch, a `support.cluster.Replica`; None: there are no others.
-        recompute: whether the output, if it goes into `conv_layer`, and the concatenation x are computed again for the
-            gradients instead of kept (Pleiss et al. 2017, arXiv 1707.06990).
+        replica: which of the devices that share the batch, a `support.cluster.Replica`, or None.
+        recompute: whether the output and the concatenation x are computed again for the gradients instead of kept
+            (Pleiss et al. 2017, arXiv 1707.06990), where `training` is True itself.
     Returns:
-        [N, H, W, C], of x's dtype.
+        [N, H, W, C], of x's dtype; with `recompute` what stands for it, a `Recomputed`, for `conv_layer` and
+        `Average_pooling` alone.
     """
     with tf.variable_scope(scope):
         shape = [int(x.shape[-1])]
@@ -78,36 +79,53 @@ def Batch_Normalization(x, training, scope, activation_fn=None, replica=None, re
         with tf.variable_scope("moving_mean"):  # the mean before debiasing, and how many batches it has seen
             biased = _variable("biased", shape, tf.zeros_initializer(), trainable=False)
             local_step = _variable("local_step", [], tf.zeros_initializer(), trainable=False)
+        moving = MovingStatistics(moving_mean, moving_variance, biased, local_step)
 
         assert activation_fn in (None, Relu), activation_fn
         relu = activation_fn is Relu
 
-        def advance(mean, variance):
-            new_biased = biased - (1 - BATCH_NORM_DECAY) * (biased - mean)
-            new_step = local_step + 1
-            new_mean = new_biased / (1 - tf.pow(BATCH_NORM_DECAY, new_step))
-            new_variance = moving_variance - (1 - BATCH_NORM_DECAY) * (moving_variance - variance)
-            return [
-                biased.assign(new_biased, read_value=False),
-                local_step.assign(new_step, read_value=False),
-                moving_mean.assign(new_mean, read_value=False),
-                moving_variance.assign(new_variance, read_value=False),
-            ]
-
-        def by_batch():
+        def by_batch(recompute=False):
             y, mean, variance = _normalized_by_batch(x, gamma, beta, relu, replica, recompute)
-            if replica is not None and replica.count > 1:
-                replica.statistics.append((advance, mean, variance))
+            if replica is not None:
+                replica.statistics.append((moving, mean, variance))
                 return y
-            with tf.control_dependencies(advance(mean, variance)):
-                return _Known.of_this_place().identity(y)
+            advance = advance_moving_statistics([moving], mean, variance)
+            if recompute:
+                return y.after(advance)
+            with tf.control_dependencies(advance):
+                return tf.identity(y)
 
         def by_moving_statistics():
             return _normalized(x, moving_mean, moving_variance, gamma, beta, relu)
 
         if isinstance(training, bool):
-            return by_batch() if training else by_moving_statistics()
+            return by_batch(recompute) if training else by_moving_statistics()
         return tf.cond(training, by_batch, by_moving_statistics)
+
+
+# The variables in which a batch normalization follows the batches: averages of mean and variance, that of the mean
+# before debiasing, and how many batches it has seen.
+MovingStatistics = collections.namedtuple("MovingStatistics", "mean variance biased local_step")
+
+
+def advance_moving_statistics(moving, mean, variance):
+    """The operations that advance the averages of batch normalizations, all at once: each alone is many tiny ones.
+
+    Args:
+        moving: their MovingStatistics, a list.
+        mean, variance: a batch's, in the same order, one after another: [sum of their channels].
+    """
+    channels = [int(each.mean.shape[0]) for each in moving]
+    steps = tf.stack([each.local_step for each in moving]) + 1
+    old_biased = tf.concat([each.biased for each in moving], 0)
+    biased = old_biased - (1 - BATCH_NORM_DECAY) * (old_biased - mean)
+    debiased = biased / tf.gather(1 - tf.pow(BATCH_NORM_DECAY, steps), np.repeat(np.arange(len(moving)), channels))
+    old_variance = tf.concat([each.variance for each in moving], 0)
+    new_variance = old_variance - (1 - BATCH_NORM_DECAY) * (old_variance - variance)
+    values = zip(tf.split(debiased, channels), tf.split(new_variance, channels), tf.split(biased, channels),
+                 tf.unstack(steps))
+    return [variable.assign(value, read_value=False)
+            for each, its_values in zip(moving, values) for variable, value in zip(each, its_values)]
 
 
 def Drop_out(x, rate, training, scope="dropout", replica=0):
@@ -140,7 +158,11 @@ def Relu(x):
 
 
 def Average_pooling(x, pool_size=2, stride=2, padding="VALID"):
-    return tf.nn.avg_pool2d(x, pool_size, stride, padding)
+    """Also of a `Recomputed`."""
+    def pooling(x):
+        return tf.nn.avg_pool2d(x, pool_size, stride, padding)
+
+    return x.through(pooling) if isinstance(x, Recomputed) else pooling(x)
 
 
 def Max_Pooling(x, pool_size=3, stride=2, padding="VALID"):
@@ -195,7 +217,6 @@ class _Known:
         self.parts = {}  # name of a concatenation: its parts
         self.statistics = {}  # name of a tensor: its mean and variance
         self.followers = {}  # name of a tensor: its follower
-        self.to_recompute = {}  # name of a tensor: the _Normalization that it comes from
 
     @staticmethod
     def of_this_place():
@@ -211,97 +232,140 @@ class _Known:
             x = self.followers[x.name]
         return x
 
+    def follow(self, x, follower, mean, variance):
+        """Notes a follower of x's last one, and the statistics of both."""
+        x = self.newest(x)
+        self.followers[x.name] = follower
+        self.statistics[x.name] = self.statistics[follower.name] = mean, variance
+        if x.name in self.parts:
+            self.parts[follower.name] = self.parts[x.name]
+
+    def newest_parts(self, x):
+        """What x is a concatenation of, or x alone: their last followers."""
+        return [self.newest(part) for part in self.parts.get(x.name, [x])]
+
     def leaves(self, x):
         """What x is the concatenation of, down to tensors that are none themselves."""
-        if x.name not in self.parts:
-            return [x]
-        return [leaf for part in self.parts[x.name] for leaf in self.leaves(part)]
-
-    def identity(self, y):
-        """tf.identity, also of what y is to be recomputed from."""
-        copy = tf.identity(y)
-        if y.name in self.to_recompute:
-            normalization = self.to_recompute[y.name]
-            self.to_recompute[copy.name] = normalization._replace(mean=tf.identity(normalization.mean))
-        return copy
+        return [leaf for part in self.parts[x.name] for leaf in self.leaves(part)] if x.name in self.parts else [x]
 
     def measured(self, x, replica=None):
-        """(x's newest follower, its mean [C], its variance [C]), the latter over all replicas if they are to agree."""
+        """x's mean [C] and variance [C], over all replicas if they are to agree; a concatenation's from its parts."""
         x = self.newest(x)
-        if x.name not in self.statistics:
+        if x.name not in self.statistics and x.name in self.parts:
+            means, variances = zip(*(self.measured(part, replica) for part in self.parts[x.name]))
+            self.statistics[x.name] = tf.concat(means, 0), tf.concat(variances, 0)
+        elif x.name not in self.statistics:
             follower, mean, variance = _statistics(x)
             if replica is not None and replica.sync_batch_norm:
                 means, squares = tf.unstack(replica.mean_over_all(tf.stack([mean, variance + tf.square(mean)])))
                 mean, variance = means, squares - tf.square(means)
-            self.followers[x.name] = follower
-            self.statistics[follower.name] = mean, variance
-            x = follower
-        return (x,) + self.statistics[x.name]
+            self.follow(x, follower, mean, variance)
+        return self.statistics[x.name]
 
 
-class _Normalization(collections.namedtuple("_Normalization", "parts mean variance gamma beta relu")):
-    """The normalization of a concatenation of parts, rectified if `relu`: kept as what it comes from."""
+class Recomputed:
+    """Stands for a normalized x, which is computed again for the gradients of what it goes into.
 
-    def before(self, product, weights):
-        """product(normalized x, weights), with neither x nor its normalization kept for the gradients."""
-        known = _Known.of_this_place()
+    Attributes:
+        shape, dtype: x's, of the former only the channels.
+        before: a function of (product, weights) that returns product(normalized x, weights).
+    """
 
-        @tf.custom_gradient
-        def function(mean, variance, gamma, beta, weights, *parts):
-            def normalized(parts):
-                x = tf.concat(parts, axis=3)
-                return x, _normalized(x, mean, variance, gamma, beta, self.relu)
+    def __init__(self, x, before):
+        self.shape = tf.TensorShape([None, None, None, x.shape[-1]])
+        self.dtype = x.dtype
+        self.before = before
 
-            def gradient(dproduct, *dparts):
-                with tf.control_dependencies([dproduct]):  # not before it is needed, and not what the first time gave
-                    again = [tf.identity(part) for part in parts]
-                x, y = normalized(again)
-                dy, dweights = tf.gradients(product(y, weights), [y, weights], dproduct)
-                dx, *others = _normalization_gradients(x, y, mean, variance, gamma, self.relu, dy)
-                through = tf.split(dx, [int(part.shape[3]) for part in parts], axis=3)
-                return others + [dweights] + [dpart if other is None else dpart + other
-                                              for dpart, other in zip(through, dparts)]
+    def through(self, function):
+        """What the normalized x becomes by a function that leaves the channels as they are."""
+        return Recomputed(self, lambda product, weights: self.before(
+            lambda x, weights: product(function(x), weights), weights))
 
-            _, y = normalized(parts)
-            return [product(y, weights)] + [tf.identity(part) for part in parts], gradient
+    def after(self, operations):
+        """The same, used after these operations alone."""
+        def before(product, weights):
+            with tf.control_dependencies(operations):
+                weights = tf.identity(weights)
+            return self.before(product, weights)
 
-        parts = [known.newest(part) for part in self.parts]
-        output, *followers = function(self.mean, self.variance, self.gamma, self.beta, weights, *parts)
-        for part, follower in zip(parts, followers):
-            known.followers[part.name] = follower
-            known.statistics[follower.name] = known.statistics[part.name]
-        return output
+        return Recomputed(self, before)
 
 
 def _normalized_by_batch(x, gamma, beta, relu, replica=None, recompute=False):
-    """(normalized x, [rectified if `relu`]; the batch's mean [C]; its variance [C] with Bessel's correction)."""
+    """(normalized x, rectified if `relu`; the batch's mean [C]; its variance [C] with Bessel's correction)."""
     known = _Known.of_this_place()
     synchronized = replica is not None and replica.sync_batch_norm
-    if x.name not in known.parts and not synchronized and not recompute:
-        # The kernel returns the variance with Bessel's correction, n / max(n - 1, 1).
-        y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=BATCH_NORM_EPSILON)
-        return tf.nn.relu(y) if relu else y, mean, variance
-    parts = known.leaves(x) if recompute else known.parts.get(x.name, [x])
-    parts, means, variances = zip(*(known.measured(part, replica) for part in parts))
-    mean, variance = tf.concat(means, 0), tf.concat(variances, 0)
-    y, follower = _normalized_concatenation(parts, mean, variance, gamma, beta, relu)
+    if x.name not in known.parts and not synchronized:
+        y, mean, variance = _normalized_at_once(x, gamma, beta, relu)
+        return _recomputed(x, y, gamma, beta, relu) if recompute else y, mean, variance
+    mean, variance = known.measured(x, replica)
     if recompute:
-        known.to_recompute[y.name] = _Normalization(parts, mean, variance, gamma, beta, relu)
+        y = _recomputed_concatenation(x, mean, variance, gamma, beta, relu)
     else:
-        known.followers[x.name if len(parts) > 1 else parts[0].name] = follower
-        known.statistics[follower.name] = mean, variance
-    count = _count(parts[0]) * (replica.count if synchronized else 1)
-    return y, mean, variance * (count / tf.maximum(count - 1, 1))
+        y, follower = _normalized_concatenation(known.newest_parts(x), mean, variance, gamma, beta, relu)
+        known.follow(x, follower, mean, variance)
+    count = _count(x) * (replica.count if synchronized else 1)
+    return y, mean, variance * _bessel(count)
+
+
+def _normalized_at_once(x, gamma, beta, relu):
+    """What `_normalized_by_batch` returns, by a kernel that does all of it, Bessel's correction included."""
+    y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=BATCH_NORM_EPSILON)
+    return tf.nn.relu(y) if relu else y, mean, variance
+
+
+def _recomputed(x, y, gamma, beta, relu):
+    """A Recomputed of y, which is `_normalized_at_once(x, …)`: y is not kept."""
+    def before(product, weights):
+        @tf.custom_gradient
+        def function(y, *arguments):
+            def gradient(dproduct):
+                with tf.control_dependencies([dproduct]):  # not before it is needed
+                    again = [tf.identity(argument) for argument in arguments]
+                normalized, _, _ = _normalized_at_once(*again[:3], relu=relu)
+                return [None] + tf.gradients(product(normalized, again[3]), again, dproduct)
+
+            return product(y, arguments[3]), gradient
+
+        return function(y, x, gamma, beta, weights)
+
+    return Recomputed(x, before)
+
+
+def _recomputed_concatenation(x, mean, variance, gamma, beta, relu):
+    """A Recomputed of x, a concatenation: neither x nor its normalization is kept."""
+    known = _Known.of_this_place()
+
+    def before(product, weights):
+        @tf.custom_gradient
+        def function(mean, variance, gamma, beta, weights, *parts):
+            joined = tf.concat(parts, axis=3)
+
+            def gradient(dproduct, dx):
+                with tf.control_dependencies([dproduct]):
+                    again = tf.concat(known.leaves(x), axis=3)
+                y = _normalized(again, mean, variance, gamma, beta, relu)
+                dy, dweights = tf.gradients(product(y, weights), [y, weights], dproduct)
+                through, *others = _normalization_gradients(again, y, mean, variance, gamma, relu, dy)
+                return others + [dweights] + _split(through, dx, parts)
+
+            return (product(_normalized(joined, mean, variance, gamma, beta, relu), weights), joined), gradient
+
+        output, follower = function(mean, variance, gamma, beta, weights, *known.newest_parts(x))
+        known.follow(x, follower, mean, variance)
+        return output
+
+    return Recomputed(x, before)
 
 
 @tf.custom_gradient
 def _statistics(x):
     """(x, its mean [C], its biased variance [C] over all but the channels): float32 statistics."""
     count = _count(x)
-    if x.dtype in WITH_FAST_KERNELS:
+    if _has_fast_kernels(x):
         ones = tf.ones([x.shape[3]])
         _, mean, variance = tf.nn.fused_batch_norm(x, ones, tf.zeros_like(ones), epsilon=BATCH_NORM_EPSILON)
-        variance *= tf.maximum(count - 1, 1) / count  # the kernel's has Bessel's correction
+        variance *= 1 / _bessel(count)  # which the kernel's has
     else:
         mean = _channel_sums(x) / count
         with _compiled(x):
@@ -310,7 +374,7 @@ def _statistics(x):
 
     def gradient(dx, dmean, dvariance):
         # Normalization is (x - mean) · scale + offset in one pass; the variance 1 - ε leaves the scale as it is.
-        unit = tf.fill(tf.shape(mean), 1.0 - BATCH_NORM_EPSILON)
+        unit = tf.fill(mean.shape, 1.0 - BATCH_NORM_EPSILON)
         with _compiled(x):
             return dx + _normalized(x, mean, unit, 2 * dvariance / count, dmean / count, relu=False)
 
@@ -330,18 +394,23 @@ def _normalized_concatenation(parts, mean, variance, gamma, beta, relu):
 
         def gradient(dy, dx):
             through, *others = _normalization_gradients(x, y, mean, variance, gamma, relu, dy)
-            if dx is not None:  # TensorFlow 1.15 has None for an output in bfloat16 that is not used
-                through += dx
-            return others + tf.split(through, [int(part.shape[3]) for part in parts], axis=3)
+            return others + _split(through, dx, parts)
 
         return (y, x), gradient
 
     return function(mean, variance, gamma, beta, *parts)
 
 
+def _split(through, dx, parts):
+    """The gradients of the parts, from both gradients of their concatenation."""
+    if dx is not None and dx.op.type != "ZerosLike":  # what it has for outputs that are not used
+        through += dx
+    return tf.split(through, [int(part.shape[3]) for part in parts], axis=3)
+
+
 def _normalized(x, mean, variance, gamma, beta, relu):
     """x normalized, rectified if `relu`: by TensorFlow's kernel, or by passes over x that XLA compiles."""
-    if x.dtype in WITH_FAST_KERNELS:
+    if _has_fast_kernels(x):
         y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=BATCH_NORM_EPSILON, is_training=False)
         return tf.nn.relu(y) if relu else y
     with _compiled(x):
@@ -356,7 +425,7 @@ def _normalization_gradients(x, y, mean, variance, gamma, relu, dy):
     and those of mean and variance follow from these.
     """
     inverse = tf.rsqrt(variance + BATCH_NORM_EPSILON)
-    if x.dtype in WITH_FAST_KERNELS:
+    if _has_fast_kernels(x):
         if relu:
             dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
         dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
@@ -373,12 +442,18 @@ def _normalization_gradients(x, y, mean, variance, gamma, relu, dy):
     return [dx, -gamma * inverse * dbeta, -0.5 * gamma * tf.square(inverse) * dgamma, dgamma, dbeta]
 
 
+def _has_fast_kernels(x):
+    """Whether TensorFlow's kernels normalize x faster than single operations do: not so maps of one pixel."""
+    return x.dtype in WITH_FAST_KERNELS and x.shape[1:3].num_elements() != 1
+
+
 def _channel_sums(x):
     """[N, H, W, C] to the float32 sums [C]. Pooling is the fastest way over many pixels on a CPU."""
     _, height, width, _ = x.shape.as_list()
-    if height * width > 1:
-        x = tf.nn.avg_pool2d(x, [height, width], 1, "VALID")
-    return tf.reduce_sum(tf.cast(x, tf.float32), [0, 1, 2]) * (height * width)
+    if height * width == 1:
+        return tf.reduce_sum(tf.cast(x, tf.float32), [0, 1, 2])
+    means = tf.cast(tf.nn.avg_pool2d(x, [height, width], 1, "VALID"), tf.float32)
+    return tf.reduce_sum(means, [0, 1, 2]) * (height * width)
 
 
 def _compiled(x):
@@ -389,8 +464,13 @@ def _compiled(x):
 
 
 def _count(x):
-    """How many values of each channel there are in [N, H, W, C], float32."""
-    return tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
+    """How many values of each channel there are in [N, H, W, C]: a float, or a tensor if N is unknown."""
+    return float(x.shape[:3].num_elements() or 0) or tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
+
+
+def _bessel(count):
+    """What makes the variance of so many values an unbiased one; 1 for a single value."""
+    return count / (max(count - 1, 1) if isinstance(count, float) else tf.maximum(count - 1, 1))
 
 
 def _variable(name, shape, initializer, trainable=True):
@@ -409,7 +489,7 @@ def _he_normal(name, fan_in):
     seed = _name_seed(name)
 
     def initializer(shape, dtype=tf.float32, partition_info=None):
-        return tf.random.stateless_normal(shape, [seed, 0], dtype=dtype) * math.sqrt(2.0 / fan_in)
+        return tf.random.stateless_normal(shape, [seed, 0], stddev=math.sqrt(2.0 / fan_in), dtype=dtype)
 
     return initializer
 

@@ -38,8 +38,8 @@ class Replica:
         device: its name, empty for TensorFlow's own choice.
         has_variables: whether it is the first of its process, on whose device the variables are.
         sync_batch_norm: whether batch normalization takes its statistics over all replicas.
-        statistics: [(function, mean, variance)], a batch's for each batch normalization; the function makes from a mean
-            and a variance the operations that advance the moving statistics.
+        statistics: [(ops.MovingStatistics, mean, variance)] for each batch normalization, the latter its part's of a
+            batch.
     """
 
     def __init__(self, index, count, device, has_variables, sync_batch_norm):
@@ -166,7 +166,8 @@ class Cluster:
         Args:
             values: for each replica of this process, a list of tensors.
         """
-        means = [tf.add_n(each) / len(each) if len(each) > 1 else each[0] for each in zip(*values)]
+        count = tf.constant(float(len(values)))
+        means = [tf.add_n(each) / count if len(each) > 1 else each[0] for each in zip(*values)]
         if self.alone:
             return means
         # All in one: many small collective operations take longer.

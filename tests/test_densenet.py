@@ -151,10 +151,15 @@ def test_the_memory_efficient_mode_changes_nothing(bottleneck):
 def test_the_memory_efficient_mode_keeps_what_grows_linearly():
     """The values of feature maps that the gradients take from before them, by the number of layers in a block."""
     def kept(layers, memory_efficient):
-        with tf.Graph().as_default() as graph:
-            build_step((layers,), True, memory_efficient)
+        with tf.Graph().as_default():
+            run, left = set(), [tensor.op for tensor in build_step((layers,), True, memory_efficient)]
+        while left:
+            operation = left.pop()
+            if operation not in run:
+                run.add(operation)
+                left += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
         tensors = {}
-        for operation in graph.get_operations():
+        for operation in run:
             if operation.name.startswith("gradients/"):
                 for tensor in operation.inputs:
                     while tensor.op.type in ("Identity", "IdentityN"):  # these share their input's memory

@@ -9,6 +9,7 @@ import record
 import tensorflow.compat.v1 as tf
 
 import ops
+from support.cluster import Replica
 
 RECORDED = os.path.join(record.HERE, "batch_norm.npz")
 
@@ -79,36 +80,39 @@ def test_batch_normalization_of_bfloat16():
     assert {variable.dtype.base_dtype for variable in tf.global_variables()} == {tf.float32}
 
 
-def dense_block(x, norm_relu, concatenate):
+def dense_block(x, norm_relu, concatenate, convolution):
     """Three plain layers and what normalizes their concatenation, in the scopes layer_0, layer_1, layer_2, last."""
     for i in range(3):
         with tf.variable_scope("layer_%d" % i):
-            new = norm_relu(x)
-            weights = tf.get_variable("kernel", [3, 3, int(x.shape[3]), 3], x.dtype)
-            x = concatenate([x, tf.nn.conv2d(new, weights, 1, "SAME")])
+            x = concatenate([x, convolution(norm_relu(x))])
     with tf.variable_scope("last"):
-        return norm_relu(x)
+        return norm_relu(x, last=True)
 
 
-def norm_relu_by_formula(x):
+def norm_relu_by_formula(x, last=False):
     gamma = tf.get_variable("norm/gamma", [int(x.shape[3])], x.dtype)
     beta = tf.get_variable("norm/beta", [int(x.shape[3])], x.dtype)
     mean, variance = tf.nn.moments(x, [0, 1, 2])
     return tf.nn.relu((x - mean) * tf.rsqrt(variance + 0.001) * gamma + beta)
 
 
+def convolution_by_tensorflow(x):
+    return tf.nn.conv2d(x, tf.get_variable("conv/kernel", [3, 3, int(x.shape[3]), 3], x.dtype), 1, "SAME")
+
+
 # In float64 it goes the way of bfloat16, without its rounding.
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("dtype,compiled_from", [(tf.float32, 1), (tf.float64, 1), (tf.float64, 2 ** 20)])
-def test_a_dense_block_and_its_gradients_by_formula_in_float64(monkeypatch, dtype, compiled_from):
+def test_a_dense_block_and_its_gradients_by_formula_in_float64(monkeypatch, dtype, compiled_from, recompute):
     monkeypatch.setattr(ops, "COMPILED_FROM", compiled_from)
     random = np.random.RandomState(0)
     x_value, y_weights = 3 + random.randn(4, 5, 7, 6), random.randn(4, 5, 7, 15)
     values = {}
 
-    def results(dtype, norm_relu, concatenate):
+    def results(dtype, *parts):
         with tf.Graph().as_default(), tf.Session() as sess:
             x = tf.constant(x_value, dtype)
-            y = dense_block(x, norm_relu, concatenate)
+            y = dense_block(parts[1]([x[..., :2], x[..., 2:]]), *parts)
             variables = {variable.op.name: variable for variable in tf.trainable_variables()}
             gradients = dict(zip(variables, tf.gradients(y * tf.constant(y_weights, dtype), list(variables.values()))))
             gradients.update(y=y, x=tf.gradients(y * tf.constant(y_weights, dtype), x)[0])
@@ -118,12 +122,37 @@ def test_a_dense_block_and_its_gradients_by_formula_in_float64(monkeypatch, dtyp
                 variable.load(values.setdefault(name, random.randn(*shape)).astype(dtype.as_numpy_dtype), sess)
             return sess.run(gradients)
 
-    expected = results(tf.float64, norm_relu_by_formula, lambda parts: tf.concat(parts, 3))
-    found = results(dtype, lambda x: ops.Batch_Normalization(x, True, "norm", ops.Relu, recompute=dtype == tf.float64),
-                    ops.Concatenation)
+    def norm_relu(x, last=False):
+        return ops.Batch_Normalization(x, True, "norm", ops.Relu, recompute=recompute and not last)
+
+    expected = results(tf.float64, norm_relu_by_formula, lambda parts: tf.concat(parts, 3), convolution_by_tensorflow)
+    found = results(dtype, norm_relu, ops.Concatenation, lambda x: ops.conv_layer(x, 3, 3))
     assert set(found) == set(expected) and len(found) == 13
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=2e-5 * np.abs(value).max(), err_msg=name)
+
+
+def test_moving_statistics_of_a_network_advance_at_once():
+    replica = Replica(0, 1, "", True, False)
+    random = np.random.RandomState(0)
+    batches = [3 + random.randn(4, 5, 7, channels) for channels in (2, 5)]
+    outputs = [ops.Batch_Normalization(tf.constant(x, tf.float32), True, "norm%d" % i, replica=replica)
+               for i, x in enumerate(batches)]
+    moving, means, variances = zip(*replica.statistics)
+    advance = ops.advance_moving_statistics(moving, tf.concat(means, 0), tf.concat(variances, 0))
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        moving[1].local_step.load(7.0, sess)
+        for _ in range(3):
+            sess.run(outputs)  # which leaves them as they are
+            sess.run(advance)
+        found = sess.run(moving)
+    for x, steps, its in zip(batches, (3, 10), found):
+        biased = x.mean((0, 1, 2)) * (1 - 0.9 ** 3)
+        assert its.local_step == steps
+        np.testing.assert_allclose(its.biased, biased, rtol=1e-5)
+        np.testing.assert_allclose(its.mean, biased / (1 - 0.9 ** steps), rtol=1e-5)
+        np.testing.assert_allclose(its.variance, 0.9 ** 3 + (1 - 0.9 ** 3) * x.var((0, 1, 2)) * 140 / 139, rtol=1e-5)
 
 
 def test_statistics_advance_once_whatever_is_fetched():
