@@ -135,13 +135,13 @@ def build_step(blocks, bottleneck, memory_efficient, dropout_rate=0.0):
     return [loss] + tf.gradients(loss, tf.trainable_variables())
 
 
-@pytest.mark.parametrize("bottleneck", [True, False])
-def test_the_memory_efficient_mode_changes_nothing(bottleneck):
+@pytest.mark.parametrize("bottleneck, dropout_rate", [(True, 0.2), (False, 0.2), (True, 0.0)])
+def test_the_memory_efficient_mode_changes_nothing(bottleneck, dropout_rate):
     """Loss, gradients, with the same dropout masks, and statistics that have advanced once."""
     found = []
     for memory_efficient in (False, True):
         with tf.Graph().as_default(), tf.Session() as sess:
-            step = build_step((3, 3), bottleneck, memory_efficient, dropout_rate=0.2)
+            step = build_step((3, 3), bottleneck, memory_efficient, dropout_rate)
             sess.run(tf.global_variables_initializer())
             found.append(sess.run(step) + sess.run(tf.global_variables()))
     for efficient, plain in zip(*found):
