@@ -204,7 +204,7 @@ class DenseNet:
         first_block: number in the name of the first dense block's scope.
         replica: which of the devices that share a batch computes it, a `support.cluster.Replica`; None: there is one.
         memory_efficient: whether concatenations and normalized activations are computed again for the gradients
-            instead of kept.
+            instead of kept; needs a replica in training.
     Raises:
         UserError: the images are too small for the network; names the layer where they shrink to nothing.
     """
@@ -250,7 +250,7 @@ class DenseNet:
             self._require(x, 2, scope)
             x = self._norm_relu(x, scope="batch1", recompute=self.memory_efficient)
             if self.transition_pooling == "average" and not self.dropout_rate:
-                # The same by a quarter of the products: the mean and the 1×1 convolution are linear.
+                # The same by a quarter of the products, as both are linear; dropout and the maximum are not.
                 x = Average_pooling(x, pool_size=2, stride=2)
                 return conv_layer(x, channels, kernel=1, layer_name="conv1")
             x = conv_layer(x, channels, kernel=1, layer_name="conv1")
@@ -468,9 +468,8 @@ def histograms_of(gradients):
             values["%s/%s" % (kind, variable.op.name)] = variable
         values["gradients/%s" % variable.op.name] = gradient
     # Not tf.summary.histogram, which would put the names of the scopes around it before the tag.
-    zero = tf.constant(0.0)
     return tf.raw_ops.MergeSummary(inputs=[
-        tf.raw_ops.HistogramSummary(tag=tag, values=tf.where_v2(tf.math.is_finite(value), value, zero))
+        tf.raw_ops.HistogramSummary(tag=tag, values=tf.where_v2(tf.math.is_finite(value), value, 0.0))
         for tag, value in values.items()])
 
 
@@ -523,7 +522,7 @@ def build_graph(data, config, cluster=None):
             with tf.name_scope("accuracy"):
                 accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1), its_labels), tf.float32))
             gradients, variables = zip(*optimizer.compute_gradients(cost))
-            moving, means, variances = zip(*replica.statistics)
+            moving, means, variances = zip(*replica.statistics)  # of these, `moving` is the same in all replicas
             towers.append([cost, accuracy, stop_request] + list(gradients) + [tf.concat(means, 0),
                                                                               tf.concat(variances, 0)])
     cost, accuracy, stop, *gradients, mean, variance = cluster.mean(towers)

@@ -85,9 +85,11 @@ def measure(network, blocks, precision, memory_efficient, devices, batch_size, s
         _, inference = seconds(lambda: sess.run([net.test.losses, net.test.predicted], feed), steps)
         parameters = net.parameters
     forward = multiply_adds(config, image_shape, class_num)
-    gflops = 6 * forward * config.batch_size / training / 1e9  # the gradients: twice forward
+    run = multiply_adds(config, image_shape, class_num, run=True)
+    gflops = 6 * run * config.batch_size / training / 1e9  # the gradients: twice forward
     return {
         "network": network,
+        "blocks": config.blocks,
         "precision": precision,
         "memory_efficient": memory_efficient,
         "devices": cluster.devices,
@@ -134,10 +136,11 @@ def peak_megabytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
 
 
-def multiply_adds(config, image_shape, class_num):
+def multiply_adds(config, image_shape, class_num, run=False):
     """Multiply-adds of the convolutions and the classifier for one image, those with the padding's zeros included.
 
-    As the paper draws them: a transition that pools before its convolution has a quarter of these.
+    `run`: those that are run in training, where a transition may pool first; else those of the network as the paper has
+    it, by which networks are compared.
     """
     kernel, stride, _, pool_padding = Densenet.STEMS[config.stem]
     k, channels = config.growth_k, config.stem_channels or 2 * config.growth_k
@@ -151,7 +154,8 @@ def multiply_adds(config, image_shape, class_num):
             channels += k
         if position < len(config.blocks) - 1:
             kept = config.transition_channels or int(config.compression * channels + 1e-6)
-            total += side ** 2 * channels * kept
+            pools_first = run and config.transition_pooling == "average" and not config.dropout_rate
+            total += (side // 2 if pools_first else side) ** 2 * channels * kept
             side, channels = side // 2, kept
     return total + channels * class_num
 

@@ -47,7 +47,7 @@ def conv_layer(x, filters, kernel, stride=1, layer_name="conv"):
                 return tf.reshape(product, [-1, height, width, filters])
             return tf.nn.conv2d(x, weights, strides=[1, stride, stride, 1], padding="SAME")
 
-        return x.before(convolution, weights) if isinstance(x, Recomputed) else convolution(x, weights)
+        return x.fed_into(convolution, weights) if isinstance(x, Recomputed) else convolution(x, weights)
 
 
 def Batch_Normalization(x, training, scope, activation_fn=None, replica=None, recompute=False):
@@ -65,7 +65,7 @@ def Batch_Normalization(x, training, scope, activation_fn=None, replica=None, re
         activation_fn: None, or `Relu`, applied to the output.
         replica: which of the devices that share the batch, a `support.cluster.Replica`, or None.
         recompute: whether the output and the concatenation x are computed again for the gradients instead of kept
-            (Pleiss et al. 2017, arXiv 1707.06990), where `training` is True itself.
+            (Pleiss et al. 2017, arXiv 1707.06990), where `training` is True itself; needs a replica.
     Returns:
         [N, H, W, C], of x's dtype; with `recompute` what stands for it, a `Recomputed`, for `conv_layer` and
         `Average_pooling` alone.
@@ -85,18 +85,16 @@ def Batch_Normalization(x, training, scope, activation_fn=None, replica=None, re
         relu = activation_fn is Relu
 
         def by_batch(recompute=False):
+            assert replica is not None or not recompute, "recompute needs a replica"
             y, mean, variance = _normalized_by_batch(x, gamma, beta, relu, replica, recompute)
             if replica is not None:
                 replica.statistics.append((moving, mean, variance))
                 return y
-            advance = advance_moving_statistics([moving], mean, variance)
-            if recompute:
-                return y.after(advance)
-            with tf.control_dependencies(advance):
+            with tf.control_dependencies(advance_moving_statistics([moving], mean, variance)):
                 return tf.identity(y)
 
         def by_moving_statistics():
-            return _normalized(x, moving_mean, moving_variance, gamma, beta, relu)
+            return _normalized(x, moving_mean, moving_variance, gamma, beta, relu, training=False)
 
         if isinstance(training, bool):
             return by_batch(recompute) if training else by_moving_statistics()
@@ -109,11 +107,13 @@ MovingStatistics = collections.namedtuple("MovingStatistics", "mean variance bia
 
 
 def advance_moving_statistics(moving, mean, variance):
-    """The operations that advance the averages of batch normalizations, all at once: each alone is many tiny ones.
+    """Lets the averages of batch normalizations follow a batch: all at once, as one by one takes thousands of steps.
 
     Args:
         moving: their MovingStatistics, a list.
-        mean, variance: a batch's, in the same order, one after another: [sum of their channels].
+        mean, variance: the batch's, in the same order, one after another: [sum of their channels].
+    Returns:
+        the operations that do it, a list.
     """
     channels = [int(each.mean.shape[0]) for each in moving]
     steps = tf.stack([each.local_step for each in moving]) + 1
@@ -268,27 +268,18 @@ class Recomputed:
 
     Attributes:
         shape, dtype: x's, of the former only the channels.
-        before: a function of (product, weights) that returns product(normalized x, weights).
+        fed_into: a function of (product, weights) that returns product(normalized x, weights).
     """
 
-    def __init__(self, x, before):
+    def __init__(self, x, fed_into):
         self.shape = tf.TensorShape([None, None, None, x.shape[-1]])
         self.dtype = x.dtype
-        self.before = before
+        self.fed_into = fed_into
 
     def through(self, function):
         """What the normalized x becomes by a function that leaves the channels as they are."""
-        return Recomputed(self, lambda product, weights: self.before(
+        return Recomputed(self, lambda product, weights: self.fed_into(
             lambda x, weights: product(function(x), weights), weights))
-
-    def after(self, operations):
-        """The same, used after these operations alone."""
-        def before(product, weights):
-            with tf.control_dependencies(operations):
-                weights = tf.identity(weights)
-            return self.before(product, weights)
-
-        return Recomputed(self, before)
 
 
 def _normalized_by_batch(x, gamma, beta, relu, replica=None, recompute=False):
@@ -316,11 +307,11 @@ def _normalized_at_once(x, gamma, beta, relu):
 
 def _recomputed(x, y, gamma, beta, relu):
     """A Recomputed of y, which is `_normalized_at_once(x, …)`: y is not kept."""
-    def before(product, weights):
+    def fed_into(product, weights):
         @tf.custom_gradient
-        def function(y, *arguments):
+        def function(y, *arguments):  # y has no gradient, and is an argument lest gamma and beta are found behind it
             def gradient(dproduct):
-                with tf.control_dependencies([dproduct]):  # not before it is needed
+                with tf.control_dependencies([dproduct]):  # not before it is needed, and not what there was before
                     again = [tf.identity(argument) for argument in arguments]
                 normalized, _, _ = _normalized_at_once(*again[:3], relu=relu)
                 return [None] + tf.gradients(product(normalized, again[3]), again, dproduct)
@@ -329,25 +320,25 @@ def _recomputed(x, y, gamma, beta, relu):
 
         return function(y, x, gamma, beta, weights)
 
-    return Recomputed(x, before)
+    return Recomputed(x, fed_into)
 
 
 def _recomputed_concatenation(x, mean, variance, gamma, beta, relu):
     """A Recomputed of x, a concatenation: neither x nor its normalization is kept."""
     known = _Known.of_this_place()
 
-    def before(product, weights):
+    def fed_into(product, weights):
         @tf.custom_gradient
         def function(mean, variance, gamma, beta, weights, *parts):
             joined = tf.concat(parts, axis=3)
 
             def gradient(dproduct, dx):
-                with tf.control_dependencies([dproduct]):
-                    again = tf.concat(known.leaves(x), axis=3)
+                with tf.control_dependencies([dproduct]):  # as above
+                    again = tf.concat(known.leaves(x), axis=3)  # of the parts, some are concatenations, and not kept
                 y = _normalized(again, mean, variance, gamma, beta, relu)
                 dy, dweights = tf.gradients(product(y, weights), [y, weights], dproduct)
                 through, *others = _normalization_gradients(again, y, mean, variance, gamma, relu, dy)
-                return others + [dweights] + _split(through, dx, parts)
+                return others + [dweights] + _gradients_of_parts(through, dx, parts)
 
             return (product(_normalized(joined, mean, variance, gamma, beta, relu), weights), joined), gradient
 
@@ -355,7 +346,7 @@ def _recomputed_concatenation(x, mean, variance, gamma, beta, relu):
         known.follow(x, follower, mean, variance)
         return output
 
-    return Recomputed(x, before)
+    return Recomputed(x, fed_into)
 
 
 @tf.custom_gradient
@@ -394,23 +385,23 @@ def _normalized_concatenation(parts, mean, variance, gamma, beta, relu):
 
         def gradient(dy, dx):
             through, *others = _normalization_gradients(x, y, mean, variance, gamma, relu, dy)
-            return others + _split(through, dx, parts)
+            return others + _gradients_of_parts(through, dx, parts)
 
         return (y, x), gradient
 
     return function(mean, variance, gamma, beta, *parts)
 
 
-def _split(through, dx, parts):
-    """The gradients of the parts, from both gradients of their concatenation."""
-    if dx is not None and dx.op.type != "ZerosLike":  # what it has for outputs that are not used
+def _gradients_of_parts(through, dx, parts):
+    """The gradients of a concatenation's parts, from its own: that through its normalization, and its follower's."""
+    if dx is not None and dx.op.type != "ZerosLike":  # what TensorFlow has, 1.15 and 2, where no one uses the follower
         through += dx
     return tf.split(through, [int(part.shape[3]) for part in parts], axis=3)
 
 
-def _normalized(x, mean, variance, gamma, beta, relu):
-    """x normalized, rectified if `relu`: by TensorFlow's kernel, or by passes over x that XLA compiles."""
-    if _has_fast_kernels(x):
+def _normalized(x, mean, variance, gamma, beta, relu, training=True):
+    """x normalized, rectified if `relu`: by TensorFlow's kernel, or by single operations, compiled where it pays."""
+    if _has_fast_kernels(x, training):
         y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=BATCH_NORM_EPSILON, is_training=False)
         return tf.nn.relu(y) if relu else y
     with _compiled(x):
@@ -442,9 +433,13 @@ def _normalization_gradients(x, y, mean, variance, gamma, relu, dy):
     return [dx, -gamma * inverse * dbeta, -0.5 * gamma * tf.square(inverse) * dgamma, dgamma, dbeta]
 
 
-def _has_fast_kernels(x):
-    """Whether TensorFlow's kernels normalize x faster than single operations do: not so maps of one pixel."""
-    return x.dtype in WITH_FAST_KERNELS and x.shape[1:3].num_elements() != 1
+def _has_fast_kernels(x, training=True):
+    """Whether TensorFlow's kernels are to normalize x.
+
+    In training not maps of one pixel, where calling them takes longer than single operations (benchmark.py's mnist, a
+    CPU: 31 instead of 27 ms a step); in inference these, too, as the export looks for the kernels.
+    """
+    return x.dtype in WITH_FAST_KERNELS and not (training and x.shape[1:3].num_elements() == 1)
 
 
 def _channel_sums(x):
@@ -457,7 +452,7 @@ def _channel_sums(x):
 
 
 def _compiled(x):
-    """A scope that XLA compiles, if x has no fast kernels and is large enough for it to pay."""
+    """A scope that XLA compiles, if x is of a type without fast kernels and large enough for it to pay."""
     if x.dtype not in WITH_FAST_KERNELS and (x.shape.num_elements() or 0) >= COMPILED_FROM:
         return tf.xla.experimental.jit_scope()
     return contextlib.nullcontext()

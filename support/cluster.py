@@ -38,8 +38,8 @@ class Replica:
         device: its name, empty for TensorFlow's own choice.
         has_variables: whether it is the first of its process, on whose device the variables are.
         sync_batch_norm: whether batch normalization takes its statistics over all replicas.
-        statistics: [(ops.MovingStatistics, mean, variance)] for each batch normalization, the latter its part's of a
-            batch.
+        statistics: [(ops.MovingStatistics, mean, variance)] for each batch normalization; mean and variance are those
+            of the replica's part of the batch.
     """
 
     def __init__(self, index, count, device, has_variables, sync_batch_norm):
@@ -166,7 +166,7 @@ class Cluster:
         Args:
             values: for each replica of this process, a list of tensors.
         """
-        count = tf.constant(float(len(values)))
+        count = tf.constant(float(len(values)))  # one operation, not one for each of hundreds of means
         means = [tf.add_n(each) / count if len(each) > 1 else each[0] for each in zip(*values)]
         if self.alone:
             return means

@@ -133,7 +133,7 @@ class RunDirectory:
 
 
 def write_json(path, content, setting):
-    """Writes a JSON file: complete under its name, or not at all.
+    """Writes a JSON file: complete under its name, or not at all. Links and devices (/dev/stdout) are written into.
 
     Args:
         setting: the name of the setting that says where it goes.
@@ -141,10 +141,12 @@ def write_json(path, content, setting):
         UserError: it cannot be written.
     """
     try:
-        with open(path + ".new", "w") as file:
+        in_place = os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path))
+        with open(path if in_place else path + ".new", "w") as file:
             json.dump(content, file, indent=2, sort_keys=True)
             file.write("\n")
-        os.replace(path + ".new", path)
+        if not in_place:
+            os.replace(path + ".new", path)
     except OSError as error:
         raise UserError("cannot write %s (%s): make room there, or set %s to a place that can be written"
                         % (path, error.strerror, setting)) from None

@@ -25,6 +25,8 @@ def test_multiply_adds_by_hand():
     config = Densenet.choose(network="densenet_mnist", blocks="1,1", growth_k=3)
     assert benchmark.multiply_adds(config, (7, 7, 2), 5) == (
         49 * 9 * 2 * 6 + 9 * 9 * 6 * 3 + 9 * 9 * 4 + 9 * 4 * 3 + 7 * 5)
+    assert benchmark.multiply_adds(config, (7, 7, 2), 5, run=True) == (
+        49 * 9 * 2 * 6 + 9 * 9 * 6 * 3 + 9 * 4 + 9 * 4 * 3 + 7 * 5)
 
 
 def test_a_row(tmp_path):

@@ -11,9 +11,9 @@ from support import UserError
 from support.export import export_graph, folded
 
 
-def built(sess):
+def built(sess, height=5, width=7):
     """A graph whose first two batch normalizations can be folded, while the last two follow a concatenation."""
-    images = tf.placeholder(tf.float32, [None, 5, 7, 3], "images")
+    images = tf.placeholder(tf.float32, [None, height, width, 3], "images")
     x = conv_layer(images, 6, 3, layer_name="conv0")
     x = Batch_Normalization(x, False, "batch0", Relu)
     y = conv_layer(x, 4, 1, layer_name="conv1")
@@ -29,10 +29,11 @@ def built(sess):
     return images, output
 
 
-def test_folding_changes_nothing_but_the_graph():
-    pixels = np.random.RandomState(1).normal(size=[3, 5, 7, 3]).astype(np.float32)
+@pytest.mark.parametrize("height, width", [(5, 7), (1, 1)])
+def test_folding_changes_nothing_but_the_graph(height, width):
+    pixels = np.random.RandomState(1).normal(size=[3, height, width, 3]).astype(np.float32)
     with tf.Graph().as_default(), tf.Session() as sess:
-        images, output = built(sess)
+        images, output = built(sess, height, width)
         expected = sess.run(output, {images: pixels})
         graph_def = tf.graph_util.convert_variables_to_constants(sess, sess.graph.as_graph_def(), ["output"])
     norms = sum(node.op.startswith("FusedBatchNorm") for node in graph_def.node)

@@ -123,7 +123,8 @@ def test_a_dense_block_and_its_gradients_by_formula_in_float64(monkeypatch, dtyp
             return sess.run(gradients)
 
     def norm_relu(x, last=False):
-        return ops.Batch_Normalization(x, True, "norm", ops.Relu, recompute=recompute and not last)
+        return ops.Batch_Normalization(x, True, "norm", ops.Relu, Replica(0, 1, "", True, False),
+                                       recompute=recompute and not last)
 
     expected = results(tf.float64, norm_relu_by_formula, lambda parts: tf.concat(parts, 3), convolution_by_tensorflow)
     found = results(dtype, norm_relu, ops.Concatenation, lambda x: ops.conv_layer(x, 3, 3))

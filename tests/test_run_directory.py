@@ -9,7 +9,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from support import UserError
-from support.run_directory import Checkpoints, RunDirectory
+from support.run_directory import Checkpoints, RunDirectory, write_json
 
 
 def test_settings_are_kept_and_compared(tmp_path):
@@ -78,6 +78,20 @@ def test_results_are_kept(tmp_path):
             directory.keep_json("result.json")
         assert [directory.read_json("result-%d.json" % i)["number"] for i in (1, 2, 3)] == [0, 1, 2]
         assert directory.read_json("result.json") is None
+
+
+def test_json_goes_through_links(tmp_path):
+    file, link = tmp_path / "file", tmp_path / "link"
+    link.symlink_to(file)
+    for number in (1, 2):
+        write_json(str(link), number, "json")
+        assert link.is_symlink() and file.read_text() == "%d\n" % number
+    os.mkfifo(str(tmp_path / "pipe"))
+    reader = os.open(str(tmp_path / "pipe"), os.O_RDONLY | os.O_NONBLOCK)
+    write_json(str(tmp_path / "pipe"), 3, "json")
+    assert os.read(reader, 9) == b"3\n"
+    os.close(reader)
+    assert sorted(os.listdir(str(tmp_path))) == ["file", "link", "pipe"]
 
 
 def test_the_newest_checkpoints_are_kept_whatever_a_killed_process_left(tmp_path):
