@@ -185,6 +185,14 @@ OPTIONAL = ("trace_step", "checkpoint", "images", "json")  # may be None in the 
 # ---- End of the hyperparameters. ----
 
 
+def pools_first(transition_pooling, dropout_rate):
+    """Whether transitions pool before their 1×1 convolution: the same function by a quarter of the products.
+
+    Averages and convolutions are linear, so that they can change places; the maximum and dropout are not.
+    """
+    return transition_pooling == "average" and not dropout_rate
+
+
 class DenseNet:
     """The network. `model` is its output: logits [N, class_num].
 
@@ -249,13 +257,12 @@ class DenseNet:
             channels = self.transition_channels or max(1, math.floor(self.compression * int(x.shape[-1]) + 1e-6))
             self._require(x, 2, scope)
             x = self._norm_relu(x, scope="batch1", recompute=self.memory_efficient)
-            if self.transition_pooling == "average" and not self.dropout_rate:
-                # The same by a quarter of the products, as both are linear; dropout and the maximum are not.
-                x = Average_pooling(x, pool_size=2, stride=2)
+            pooling = {"average": Average_pooling, "max": Max_Pooling}[self.transition_pooling]
+            if pools_first(self.transition_pooling, self.dropout_rate):
+                x = pooling(x, pool_size=2, stride=2)
                 return conv_layer(x, channels, kernel=1, layer_name="conv1")
             x = conv_layer(x, channels, kernel=1, layer_name="conv1")
             x = Drop_out(x, self.dropout_rate, self.training, "drop1", self.replica_index)
-            pooling = {"average": Average_pooling, "max": Max_Pooling}[self.transition_pooling]
             return pooling(x, pool_size=2, stride=2)
 
     def dense_block(self, input_x, nb_layers, layer_name):
@@ -523,8 +530,7 @@ def build_graph(data, config, cluster=None):
                 accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1), its_labels), tf.float32))
             gradients, variables = zip(*optimizer.compute_gradients(cost))
             moving, means, variances = zip(*replica.statistics)  # of these, `moving` is the same in all replicas
-            towers.append([cost, accuracy, stop_request] + list(gradients) + [tf.concat(means, 0),
-                                                                              tf.concat(variances, 0)])
+            towers.append([cost, accuracy, stop_request, *gradients, tf.concat(means, 0), tf.concat(variances, 0)])
     cost, accuracy, stop, *gradients, mean, variance = cluster.mean(towers)
     gradients = list(zip(gradients, variables))
 

@@ -154,8 +154,8 @@ def multiply_adds(config, image_shape, class_num, run=False):
             channels += k
         if position < len(config.blocks) - 1:
             kept = config.transition_channels or int(config.compression * channels + 1e-6)
-            pools_first = run and config.transition_pooling == "average" and not config.dropout_rate
-            total += (side // 2 if pools_first else side) ** 2 * channels * kept
+            pooled = run and Densenet.pools_first(config.transition_pooling, config.dropout_rate)
+            total += (side // 2 if pooled else side) ** 2 * channels * kept
             side, channels = side // 2, kept
     return total + channels * class_num
 

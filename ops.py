@@ -288,7 +288,7 @@ def _normalized_by_batch(x, gamma, beta, relu, replica=None, recompute=False):
     synchronized = replica is not None and replica.sync_batch_norm
     if x.name not in known.parts and not synchronized:
         y, mean, variance = _normalized_at_once(x, gamma, beta, relu)
-        return _recomputed(x, y, gamma, beta, relu) if recompute else y, mean, variance
+        return (_recomputed(x, y, gamma, beta, relu) if recompute else y), mean, variance
     mean, variance = known.measured(x, replica)
     if recompute:
         y = _recomputed_concatenation(x, mean, variance, gamma, beta, relu)

@@ -47,7 +47,8 @@ def test_a_row(tmp_path):
 @pytest.mark.parametrize("arguments, sentence", [
     (["network=bc41"], "network=bc41: network must be one of mnist, bc40"),
     (["steps=0"], "steps=0: steps must be an integer from 1"),
-    (["json=nowhere/rows.json"], "cannot write nowhere/rows.json (No such file or directory): make room there"),
+    (["json=nowhere/rows.json"], "cannot write nowhere/rows.json (No such file or directory): make room there, or set "
+                                 "json to"),
     (["netwrk=bc40"], "there is no setting 'netwrk': the nearest are network"),
 ])
 def test_bad_input_is_one_sentence(capsys, arguments, sentence):

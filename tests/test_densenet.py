@@ -22,6 +22,7 @@ from test_ops import numpy_conv
 import cifar10
 import Densenet
 import mnist_loader
+import ops
 from support import UserError, download
 from support.cluster import Cluster, Replica
 from support.report import Report
@@ -125,7 +126,7 @@ def test_checkpoints_of_both_versions_are_restored(version):
 
 
 def build_step(blocks, bottleneck, memory_efficient, dropout_rate=0.0, transition_pooling="average"):
-    """Loss, gradients and statistics of a batch of 8 images, in the default graph."""
+    """Loss, which advances the moving statistics, and gradients of a batch of 8 images, in the default graph."""
     random = np.random.RandomState(0)
     images, labels = random.normal(size=[8, 12, 12, 3]).astype(np.float32), random.randint(0, 10, 8)
     tf.set_random_seed(1)
@@ -134,20 +135,22 @@ def build_step(blocks, bottleneck, memory_efficient, dropout_rate=0.0, transitio
                                transition_pooling=transition_pooling, stem="imagenet", replica=replica,
                                memory_efficient=memory_efficient).model
     loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
-    statistics = [moment for _, mean, variance in replica.statistics for moment in (mean, variance)]
-    return [loss] + tf.gradients(loss, tf.trainable_variables()) + statistics
+    gradients = tf.gradients(loss, tf.trainable_variables())
+    moving, means, variances = zip(*replica.statistics)
+    with tf.control_dependencies(ops.advance_moving_statistics(moving, tf.concat(means, 0), tf.concat(variances, 0))):
+        return [tf.identity(loss)] + gradients
 
 
 @pytest.mark.parametrize("bottleneck, dropout_rate, pooling", [
     (True, 0.2, "average"), (False, 0.2, "max"), (True, 0.0, "average"), (True, 0.0, "max")])
 def test_the_memory_efficient_mode_changes_nothing(bottleneck, dropout_rate, pooling):
-    """Loss, gradients, with the same dropout masks, and statistics."""
+    """Loss, gradients, with the same dropout masks, and statistics that have advanced once."""
     found = []
     for memory_efficient in (False, True):
         with tf.Graph().as_default(), tf.Session() as sess:
             step = build_step((3, 3), bottleneck, memory_efficient, dropout_rate, pooling)
             sess.run(tf.global_variables_initializer())
-            found.append(sess.run(step))
+            found.append(sess.run(step) + sess.run(tf.global_variables()))
     for efficient, plain in zip(*found):
         np.testing.assert_allclose(efficient, plain, atol=1e-5)
 
