@@ -528,7 +528,8 @@ def build_graph(data, config, cluster=None):
                 cost = tf.reduce_mean(loss_of(logits, its_labels, config.label_smoothing))
             with tf.name_scope("accuracy"):
                 accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1), its_labels), tf.float32))
-            gradients, variables = zip(*optimizer.compute_gradients(cost))
+            gradients, variables = zip(*optimizer.compute_gradients(
+                cost, gate_gradients=tf.train.Optimizer.GATE_NONE))  # else those of the images are computed, too
             moving, means, variances = zip(*replica.statistics)  # of these, `moving` is the same in all replicas
             towers.append([cost, accuracy, stop_request, *gradients, tf.concat(means, 0), tf.concat(variances, 0)])
     cost, accuracy, stop, *gradients, mean, variance = cluster.mean(towers)
@@ -573,8 +574,8 @@ def session_config(cluster=None, precision="float32"):
     """Operations without a kernel for the device they were put on run elsewhere; a GPU's memory is taken as needed."""
     config = tf.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True
-    # Else most of the first step's time goes by for what is not run. What XLA compiles for bfloat16 fails with it: its
-    # clusters then span devices.
+    # Leaves TensorFlow's graph optimizer out, which takes most of the first step's time and makes later ones hardly
+    # faster. What XLA compiles for bfloat16 fails without it: its clusters then span devices.
     config.graph_options.place_pruned_graph = precision != "bfloat16"
     return (cluster or Cluster()).configure(config)
 

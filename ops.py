@@ -404,6 +404,8 @@ def _normalized(x, mean, variance, gamma, beta, relu, training=True):
     if _has_fast_kernels(x, training):
         y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=BATCH_NORM_EPSILON, is_training=False)
         return tf.nn.relu(y) if relu else y
+    # Variables are read out here: where XLA reads them, one of another device breaks up what it compiles.
+    mean, variance, gamma, beta = map(tf.convert_to_tensor, (mean, variance, gamma, beta))
     with _compiled(x):
         y = (tf.cast(x, tf.float32) - mean) * (gamma * tf.rsqrt(variance + BATCH_NORM_EPSILON)) + beta
         return tf.cast(tf.nn.relu(y) if relu else y, x.dtype)

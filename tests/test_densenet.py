@@ -437,6 +437,16 @@ def before_the_first_step(tiny_mnist, **changes):
         yield sess, net, images, labels
 
 
+def test_a_step_takes_no_gradient_of_the_images(tiny_mnist):
+    with before_the_first_step(tiny_mnist) as (sess, net, images, labels):
+        run = tf.RunMetadata()
+        sess.run(net.train, {net.images: images, net.labels: labels, net.rate: 1e-3},
+                 tf.RunOptions(trace_level=tf.RunOptions.FULL_TRACE), run)
+        names = [node.node_name for device in run.step_stats.dev_stats for node in device.node_stats]
+    of_the_stem = {name.rpartition("/")[2] for name in names if "gradients" in name and "/conv0/" in name}
+    assert "Conv2DBackpropFilter" in of_the_stem and "Conv2DBackpropInput" not in of_the_stem
+
+
 @pytest.mark.parametrize("precision,tolerance", [("bfloat16", 0.02), ("float16", 0.002)])
 def test_half_precision_is_near_float32_and_keeps_float32_weights(precision, tolerance, tiny_mnist):
     costs = {}

@@ -133,6 +133,15 @@ def test_a_dense_block_and_its_gradients_by_formula_in_float64(monkeypatch, dtyp
         np.testing.assert_allclose(found[name], value, atol=2e-5 * np.abs(value).max(), err_msg=name)
 
 
+def test_what_xla_compiles_reads_no_variables(monkeypatch):
+    monkeypatch.setattr(ops, "COMPILED_FROM", 1)
+    x = tf.zeros([2, 5, 7, 3], tf.bfloat16)
+    ops.Batch_Normalization(x, False, "by_moving_statistics", ops.Relu)
+    ops.Batch_Normalization(ops.Concatenation([x, x]), True, "by_batch", ops.Relu, Replica(0, 1, "", True, False))
+    compiled = {op.type for op in tf.get_default_graph().get_operations() if "_XlaCompile" in op.node_def.attr}
+    assert "Relu" in compiled and "ReadVariableOp" not in compiled
+
+
 def test_moving_statistics_of_a_network_advance_at_once():
     replica = Replica(0, 1, "", True, False)
     random = np.random.RandomState(0)
