@@ -490,10 +490,11 @@ class AdamW(tf.train.AdamOptimizer):
     def apply_gradients(self, gradients, global_step=None, name=None):
         decays = []
         if self._weight_decay:
-            with tf.control_dependencies([gradient for gradient, _ in gradients]):  # which are of the weights before
+            # The gradients are of the weights before. By groups, as each variable waiting for each would be quadratic.
+            with tf.control_dependencies([tf.group(*(gradient for gradient, _ in gradients))]):
                 decays = [variable.assign_sub(self._rate * self._weight_decay * variable, read_value=False)
                           for _, variable in gradients]
-        with tf.control_dependencies(decays):
+        with tf.control_dependencies([tf.group(*decays)]):
             return super().apply_gradients(gradients, global_step, name)
 
 

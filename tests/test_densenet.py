@@ -506,6 +506,17 @@ def test_weight_decay_by_numpy(tiny_mnist, optimizer, factor):
         np.testing.assert_allclose(moved[0.25][name][1], expected, atol=1e-5, err_msg=name)
 
 
+def test_weight_decay_adds_dependencies_in_proportion_to_variables(tiny_mnist):
+    """Not by their square, which took 240 MB of a memory-efficient DenseNet-BC-100."""
+    waits, variables = {}, None
+    for decay in (0.0, 0.25):
+        with before_the_first_step(tiny_mnist, weight_decay=decay) as (sess, _, _, _):
+            waits[decay] = sum(len(operation.control_inputs) for operation in sess.graph.get_operations())
+            variables = len(tf.trainable_variables())
+    assert variables > 10
+    assert waits[0.25] - waits[0.0] <= 6 * variables
+
+
 def logits_in(graph):
     """The logits that losses are taken of: of training, of validation, of the test if it averages."""
     return [operation.inputs[0] for operation in graph.get_operations()
