@@ -508,7 +508,7 @@ def test_weight_decay_by_numpy(tiny_mnist, optimizer, factor):
 
 def test_weight_decay_adds_dependencies_in_proportion_to_variables(tiny_mnist):
     """Not by their square, which took 240 MB of a memory-efficient DenseNet-BC-100."""
-    waits, variables = {}, None
+    waits = {}
     for decay in (0.0, 0.25):
         with before_the_first_step(tiny_mnist, weight_decay=decay) as (sess, _, _, _):
             waits[decay] = sum(len(operation.control_inputs) for operation in sess.graph.get_operations())
