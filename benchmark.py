@@ -1,14 +1,14 @@
-"""Training and inference speed, and memory, of the networks on synthetic images: what `Densenet.py` runs, timed.
+"""How fast do the networks train and infer, and how much memory do they take? Measured on synthetic images.
 
     python benchmark.py                                    a table of four networks
-    python benchmark.py network=densenet_121 batch_size=8  one of them, or of those in Densenet.py
-    python benchmark.py steps=50 json=speed.json           for programs, too
+    python benchmark.py network=densenet_121 batch_size=8  one network, by its name in support/networks.py
+    python benchmark.py steps=50 json=speed.json           also as JSON
     python benchmark.py --help                             all settings
 
-Each row is measured in a process of its own: some untimed steps, then the median of the timed ones.
+The short names are mnist (densenet_mnist_first), bc40 (densenet_bc_40_12), bc100 (densenet_bc_100_12) and cifar
+(densenet_full_cifar). Each row is measured in a process of its own: untimed steps first, then the median of timed ones.
 """
 
-import math
 import multiprocessing
 import resource
 import statistics
@@ -22,36 +22,23 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from support import UserError, say, settings
-from support.cluster import Cluster
 from support.data import DataSet, Split
+from support.networks import BENCHMARKED, NETWORKS, multiply_adds, synthetic_task
 from support.run_directory import write_json
-from support.settings import boolean, integer, one_of, path
+from support.settings import boolean, integer, integers, one_of, path
+from support.workers import Cluster
 
-# Networks by short names: (shape of an image, classes, images in a step, name in Densenet.py).
-NETWORKS = {
-    "mnist": ((28, 28, 1), 10, 100, "densenet_mnist_first"),
-    "bc40": ((32, 32, 3), 10, 64, "densenet_bc_40_12"),
-    "bc100": ((32, 32, 3), 10, 64, "densenet_bc_100_12"),
-    "cifar": ((32, 32, 3), 10, 64, "densenet_full_cifar"),
-}
-TABLE = tuple(NETWORKS)  # the rows where no network is named
-for _name, _parts in Densenet.NETWORKS.items():
-    if _name.startswith("densenet_mnist"):
-        NETWORKS[_name] = ((28, 28, 1), 10, 100, _name)
-    elif _parts["stem"] in ("imagenet", "7x7s2+pool"):
-        NETWORKS[_name] = ((224, 224, 3), 1000, 16, _name)
-    else:
-        NETWORKS[_name] = ((32, 32, 3), 10, 64, _name)
+NAMES = tuple(BENCHMARKED) + tuple(NETWORKS)
 
 # ---- Settings, here or on the command line ----
-network: one_of(tuple(NETWORKS)) = None  # which one; None: a row for each of mnist, bc40, bc100, cifar
-blocks: settings.declared(Densenet)["blocks"] = None  # layers in each dense block; None: the network's own
-precision: settings.declared(Densenet)["precision"] = "float32"  # of activations and products
-memory_efficient: boolean() = False  # compute again for the gradients what can be, instead of keeping it
-devices: settings.declared(Densenet)["devices"] = 0  # that share each batch; 0: as in Densenet.py
-batch_size: integer(1, 65536) = None  # images in a step; None: 100 for MNIST, 64 for 32x32 images, 16 for 224x224
-steps: integer(1, 100000) = 10  # timed steps, of training and of inference
-json: path() = None  # a file for the rows as JSON
+network: one_of(("all",) + NAMES) = "all"  # all: a row for each of mnist, bc40, bc100, cifar
+blocks: integers(0, 256, most=8) = (0,)  # layers in each dense block; 0: the network's own
+precision: one_of(("float32", "bfloat16", "float16")) = "float32"  # of activations and products
+memory_efficient: boolean() = False  # recompute activations in the backward pass to save memory
+devices: settings.declared(Densenet)["devices"] = 0  # replicas that share each batch; 0: as in Densenet.py
+batch_size: integer(0, 65536) = 0  # images in a step; 0: 100 for MNIST, 64 for 32x32 images, 16 for 224x224
+steps: integer(1, 100000) = 10  # timed steps of training, and of inference
+json: path(optional=True) = ""  # a file for the rows as JSON
 
 WARM_UP_STEPS = 3  # the first one chooses kernels
 PEAK_SIDE = 2048  # of the square matrices whose product shows what the machine can do
@@ -59,10 +46,12 @@ PEAK_SIDE = 2048  # of the square matrices whose product shows what the machine 
 
 def measure(network, blocks, precision, memory_efficient, devices, batch_size, steps):
     """The row of one network, measured in this process: {key: value}, as in the JSON file."""
-    image_shape, class_num, usual_batch_size, network_name = NETWORKS[network]
+    network_name = BENCHMARKED.get(network, network)
+    image_shape, class_num, usual_batch_size = synthetic_task(network_name)
     config = Densenet.choose(dataset="mnist" if image_shape[2] == 1 else "cifar10", network=network_name,
-                             blocks=blocks, precision=precision, memory_efficient=memory_efficient, devices=devices,
-                             batch_size=batch_size or usual_batch_size, flip_average=False, shift_average=0,  # one pass
+                             blocks=blocks if all(blocks) else NETWORKS[network_name]["blocks"], precision=precision,
+                             memory_efficient=memory_efficient, devices=devices,
+                             batch_size=batch_size or usual_batch_size, flip_average=False, shift_average=0,  # one view
                              weight_decay=0.0, label_smoothing=0.0)  # plain Adam, to compare with other programs
     random = np.random.RandomState(0)
     labels = random.randint(0, class_num, config.batch_size)
@@ -71,7 +60,7 @@ def measure(network, blocks, precision, memory_efficient, devices, batch_size, s
     data = DataSet(network, split, split, split, tuple(map(str, range(class_num))), channels, channels + 1, channels)
 
     cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm)
-    session_config = Densenet.session_config(cluster, precision)
+    session_config = cluster.session_config(precision)
     with tf.Graph().as_default(), tf.Session(config=session_config) as sess:
         sess.run(tf.constant(0))
     bare = peak_megabytes()
@@ -118,7 +107,7 @@ def seconds(step, steps):
 
 
 def peak_gflops(precision):
-    """What this machine reaches in the product of two square matrices: the fastest of ten, GFLOP/s."""
+    """The speed of this machine's matrix product, in GFLOP/s: the fastest of ten products of square matrices."""
     with tf.Graph().as_default(), tf.Session() as sess:
         left, right = (tf.Variable(tf.ones([PEAK_SIDE, PEAK_SIDE], precision)) for _ in range(2))
         product = tf.reduce_max(tf.matmul(left, right))
@@ -132,32 +121,8 @@ def peak_gflops(precision):
 
 
 def peak_megabytes():
-    """The most memory that this process has had so far, in MB."""
+    """The largest memory that this process has had, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
-
-
-def multiply_adds(config, image_shape, class_num, run=False):
-    """Multiply-adds of the convolutions and the classifier for one image, those with the padding's zeros included.
-
-    `run`: those that are run in training, where a transition may pool first; else those of the network as the paper has
-    it, by which networks are compared.
-    """
-    kernel, stride, _, pool_padding = Densenet.STEMS[config.stem]
-    k, channels = config.growth_k, config.stem_channels or 2 * config.growth_k
-    side = math.ceil(image_shape[0] / stride)
-    total = side ** 2 * kernel ** 2 * image_shape[2] * channels
-    if pool_padding:
-        side = math.ceil(side / 2) if pool_padding == "SAME" else (side - 1) // 2
-    for position, layers in enumerate(config.blocks):
-        for _ in range(layers):
-            total += side ** 2 * (channels * 4 * k + 9 * 4 * k * k if config.bottleneck else 9 * channels * k)
-            channels += k
-        if position < len(config.blocks) - 1:
-            kept = config.transition_channels or int(config.compression * channels + 1e-6)
-            pooled = run and Densenet.pools_first(config.transition_pooling, config.dropout_rate)
-            total += (side // 2 if pooled else side) ** 2 * channels * kept
-            side, channels = side // 2, kept
-    return total + channels * class_num
 
 
 def table(rows):
@@ -189,12 +154,12 @@ def main(arguments):
             say(__doc__)
             say(settings.help_text(module, vars(module)))
             return 0
-        values, _ = settings.collect(module, arguments)
+        values = dict(settings.constants_of(module), **settings.given_in(arguments, {}, settings.declared(module)))
         rows = []
         file_name = values.pop("json")
         if file_name:
             write_json(file_name, rows, "json")  # now, before the time it takes
-        for name in (values["network"],) if values["network"] else TABLE:
+        for name in BENCHMARKED if values["network"] == "all" else (values["network"],):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 rows.append(process.submit(measure, **dict(values, network=name)).result())
         for line in table(rows):

@@ -9,8 +9,9 @@ import os
 
 import numpy as np
 
-from support.data import DataError, Split, data_set, find, read_bytes, read_members
+from support.data import Split, data_set
 from support.download import Unavailable, fetch_all
+from support.file_reading import DataError, find, read_bytes, read_members
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 SIDE, CHANNELS = 32, 3

@@ -8,8 +8,9 @@ import struct
 
 import numpy as np
 
-from support.data import DataError, Split, data_set, find, read_bytes
+from support.data import Split, data_set
 from support.download import Unavailable, fetch_all
+from support.file_reading import DataError, find, read_bytes
 
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",

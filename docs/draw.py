@@ -28,6 +28,7 @@ class Drawing:
             'orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="%s"/></marker></defs>' % INK]
 
     def box(self, x, y, width, height, text="", colour=PAPER, size=13, dashed=False):
+        """A rectangle with lines of text in its middle."""
         self.parts.append('<rect x="%g" y="%g" width="%g" height="%g" rx="5" fill="%s" stroke="%s"%s/>' % (
             x, y, width, height, colour, INK, ' stroke-dasharray="5 4"' if dashed else ""))
         lines = text.split("\n")
@@ -35,6 +36,7 @@ class Drawing:
             self.text(x + width / 2, y + height / 2 + (number - (len(lines) - 1) / 2) * (size + 3), line, size)
 
     def text(self, x, y, text, size=13, anchor="middle", colour=INK, bold=False):
+        """A line of text at a point."""
         self.parts.append('<text x="%g" y="%g" font-size="%g" text-anchor="%s" fill="%s" dominant-baseline="central"%s>'
                           '%s</text>' % (x, y, size, anchor, colour, ' font-weight="bold"' if bold else "",
                                          html.escape(text)))
@@ -50,10 +52,12 @@ class Drawing:
                           % (way, colour))
 
     def line(self, points, colour, width=2.0):
+        """A line through points."""
         self.parts.append('<polyline points="%s" fill="none" stroke="%s" stroke-width="%g" stroke-linejoin="round"/>'
                           % (" ".join("%.1f,%.1f" % point for point in points), colour, width))
 
     def save(self, name):
+        """Writes the SVG file."""
         with open(os.path.join(HERE, name), "w", encoding="utf-8") as file:
             file.write('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" '
                        'font-family="Helvetica, Arial, sans-serif">\n%s\n</svg>\n'
@@ -204,11 +208,10 @@ def read_curves(log_dir):
     found = {}
     for split in ("train", "validation", "test"):
         points = {}
-        for path in sorted(glob.glob(os.path.join(log_dir, split, "events*"))):
-            for event in tf.train.summary_iterator(path):
-                for value in event.summary.value:
-                    if value.tag == "accuracy":
-                        points[event.step] = round(value.simple_value, 5)
+        paths = sorted(glob.glob(os.path.join(log_dir, split, "events*")))
+        for event in (event for path in paths for event in tf.train.summary_iterator(path)):
+            points.update((event.step, round(value.simple_value, 5)) for value in event.summary.value
+                          if value.tag == "accuracy")
         found[split] = sorted(points.items())
     with open(os.path.join(log_dir, "..", "..", "model", os.path.basename(log_dir), "result.json")) as file:
         result = json.load(file)
@@ -218,6 +221,7 @@ def read_curves(log_dir):
 
 
 def main(log_dirs):
+    """Draws all pictures; the curves of the runs in `log_dirs` are read first."""
     path = os.path.join(HERE, "curves.json")
     with open(path) as file:
         runs = json.load(file)

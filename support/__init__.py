@@ -1,19 +1,52 @@
-"""What the script leans on: settings, downloads, the run directory. Nothing here knows the network."""
+"""What Densenet.py leans on. Nothing here knows the network. Which module answers which question:
+
+    settings            how a hyperparameter is declared, checked, overridden and shown
+    configuration       which value each has in a run, where it comes from, and what the run is called
+    networks            which networks have a name, and what a network costs
+    optimizers          Adam with weight decay, momentum, and the paper's recipe
+    batch_statistics    how layers share batch statistics; recomputation; compiled passes
+    tflearn_pooling     how tflearn's pooling is used without its side effects
+
+    data                what a data set is; the validation split; normalization
+    augmentation        which batches an epoch has; random changes of images
+    image_folder        how a folder of images becomes a data set
+    file_reading        how data files are found, and read without trusting them
+    download            how files are downloaded and verified
+    prefetch            how batches are prepared during a step
+
+    training_run        what happens around the steps: resume, time, report, save, stop, finish
+    run_directory       how a run's directory is held, checked and written
+    checkpoints         how checkpoints are saved, pruned and restored
+    terminal            what the terminal shows
+    tensorboard         what TensorBoard gets
+    interruption        how a signal stops a run
+    evaluation          how a network is evaluated, and the figures
+    pictures            confusion matrix and mistakes as pictures
+    modes               evaluate, predict, export
+    export              SavedModel and frozen graph
+    command_line        --help, modes, exit status
+
+    replicas            one of the devices that share a batch
+    workers             several processes and their devices
+    heartbeat           how a lost worker is noticed
+    machine             what the processor can do
+    environment         what is set before TensorFlow is imported
+"""
 
 import os
 import sys
 
 
 class UserError(Exception):
-    """Something its user can put right. The message is one sentence: what is wrong, where, what to do."""
+    """An error that the user can put right. The message is one sentence: what is wrong, where, what to do."""
 
 
 def say(line):
-    """Prints a line at once. Where nobody reads on (`| head`), it is lost: the training is worth more than a line."""
+    """Prints a line at once. If nobody reads on (`| head`), the line is lost and the training goes on."""
     try:
         try:
             print(line, flush=True)
-        except UnicodeEncodeError:  # a file's name, in letters that the terminal does not have
+        except UnicodeEncodeError:  # a file's name, in letters that the terminal lacks
             print(line.encode("ascii", "backslashreplace").decode(), flush=True)
     except OSError:
         # Not sys.stdout = …: the interpreter's own flush at its end would still fail.

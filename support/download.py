@@ -1,4 +1,4 @@
-"""Verified downloads: from mirrors in turn, checked against size and sha256 before the file gets its name."""
+"""How are files downloaded, so that each is complete and verified before it gets its name?"""
 
 import os
 import threading

@@ -1,21 +1,18 @@
-"""What an evaluation found: its figures, and the tables and pictures that show them."""
+"""How is a network evaluated on a split, and what are the figures?"""
 
 import dataclasses
-import io
-import math
 
 import numpy as np
-from PIL import Image, ImageDraw
+
+from support.data import color_preprocessing
 
 SHOWN_MISTAKES = 25
-SHOWN_CLASSES = 20  # of more, a matrix is too wide to be read
-WHITE, BLACK, GREY = (255, 255, 255), (0, 0, 0), (120, 120, 120)
-RIGHT, WRONG = np.array([40, 140, 70.0]), np.array([200, 50, 40.0])  # colours of a full cell of the confusion matrix
+SHOWN_CLASSES = 20  # a confusion matrix of more classes is too wide to be read
 
 
 @dataclasses.dataclass
 class Evaluation:
-    """Mean loss, and what each image was taken for.
+    """The mean loss and the predicted classes.
 
     `confusion`: int64 [true class, predicted class], numbers of images. `mistakes`: [(index of the image in its split,
     true class, predicted class, its probability)], the most confident first, at most SHOWN_MISTAKES.
@@ -42,7 +39,7 @@ class Evaluation:
         return sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))
 
     def as_json(self, class_names):
-        """All of it as plain values."""
+        """The figures as plain values."""
         return {
             "loss": self.loss,
             "accuracy": self.accuracy,
@@ -53,7 +50,7 @@ class Evaluation:
         }
 
     def table(self, class_names):
-        """Lines of text: each class's accuracy, and which classes were taken for which."""
+        """Lines of text: the accuracy of each class, and the confusion matrix or the most frequent confusions."""
         width = max(map(len, class_names))
         if len(class_names) > SHOWN_CLASSES:
             for name, accuracy in zip(class_names, self.class_accuracies()):
@@ -70,85 +67,40 @@ class Evaluation:
                 "%*s" % (cell, count or ".") for count in row.tolist()))
 
 
-def confusion_picture(confusion, class_names):
-    """A picture of the confusion matrix: rows are true classes, columns predicted ones, each cell a share of its row.
-
-    Returns:
-        (a PNG, its width, its height).
-    """
-    count = len(class_names)
-    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    strength = np.sqrt(shares)[:, :, None]  # a few mistakes are seen, too
-    full = np.where(np.eye(count, dtype=bool)[:, :, None], RIGHT, WRONG)
-    cell = 36 if count <= SHOWN_CLASSES else max(1, 800 // count)
-    colours = (255 + (full - 255) * strength).astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
-    if count > SHOWN_CLASSES:
-        return _png(Image.fromarray(colours))
-    class_names = _drawable(class_names)
-    margin = 12 + max(_text_size(name)[0] for name in class_names)
-    picture = Image.new("RGB", (margin + count * cell + 1, margin + count * cell + 1), WHITE)
-    picture.paste(Image.fromarray(colours), (margin, margin))
-    draw = ImageDraw.Draw(picture)
-    for index, name in enumerate(class_names):
-        width, height = _text_size(name)
-        place = margin + index * cell + (cell - height) // 2
-        draw.text((margin - 6 - width, place), name, fill=BLACK)
-        upright = Image.new("RGB", (width + 2, height + 4), WHITE)
-        ImageDraw.Draw(upright).text((0, 0), name, fill=BLACK)
-        picture.paste(upright.rotate(90, expand=True), (place - 2, margin - 6 - width))
-    for (true, predicted), images in np.ndenumerate(confusion):
-        if images:
-            width, height = _text_size(str(images))
-            colour = WHITE if shares[true, predicted] > 0.3 else BLACK
-            draw.text((margin + predicted * cell + (cell - width) // 2, margin + true * cell + (cell - height) // 2),
-                      str(images), fill=colour)
-    for line in range(count + 1):
-        place = margin + line * cell
-        draw.line([(margin, place), (margin + count * cell, place)], fill=GREY)
-        draw.line([(place, margin), (place, margin + count * cell)], fill=GREY)
-    return _png(picture)
-
-
-def mistakes_picture(images, mistakes, class_names):
-    """A picture of the images that were classified wrongly, each with what it was taken for, and for how certain.
-
-    Args:
-        images: uint8 [N, H, W, C], of which the mistakes name some; C is 1 or 3.
-    Returns:
-        (a PNG, its width, its height).
-    """
-    class_names = _drawable(class_names)
-    columns = min(len(mistakes), 5)
-    rows = math.ceil(len(mistakes) / columns)
-    side, line = 128, 14
-    picture = Image.new("RGB", (columns * (side + 8), rows * (side + 2 * line + 8)), WHITE)
-    draw = ImageDraw.Draw(picture)
-    for place, (index, true, predicted, probability) in enumerate(mistakes):
-        left, top = place % columns * (side + 8) + 4, place // columns * (side + 2 * line + 8)
-        pixels = np.asarray(images[index])
-        tile = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
-        picture.paste(tile.resize((side, side), Image.NEAREST), (left, top))
-        draw.text((left, top + side + 1), class_names[true][:20], fill=BLACK)
-        draw.text((left, top + side + line), "not %s, %.1f%%" % (class_names[predicted][:14], 100 * probability),
-                  fill=tuple(WRONG.astype(int).tolist()))
-    return _png(picture)
-
-
-def _drawable(names):
-    """The names without the letters that Pillow's own font may not have."""
-    return [name.encode("ascii", "replace").decode() for name in names]
-
-
 def _percent(share):
     return "none" if share is None else "%.2f%%" % (100 * share)
 
 
-def _text_size(text):
-    left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), text)
-    return math.ceil(right), math.ceil(bottom)
+def evaluate_split(sess, net, split, data, cluster=None):
+    """Evaluates every image of a split, those of the incomplete last batch included; returns an `Evaluation`.
 
-
-def _png(picture):
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue(), picture.width, picture.height
+    Args:
+        net: the result of `Densenet.build_evaluation`: placeholders and tensors.
+        split: a `support.data.Split`; `data`: its DataSet.
+        cluster: the `support.workers.Cluster` whose workers take turns with the batches; None: one process. Figures are
+            of all workers, `mistakes` of this one.
+    """
+    batch_size = int(net.images.shape[0])
+    task, workers = (cluster.task, len(cluster.workers)) if cluster else (0, 1)
+    loss_sum = 0.0
+    confusion = np.zeros([len(data.class_names)] * 2)
+    mistakes = []
+    for start in range(task * batch_size, len(split), workers * batch_size):
+        images = color_preprocessing(split.images[start:start + batch_size], data.mean, data.deviation)
+        labels = split.labels[start:start + batch_size]
+        count = len(labels)
+        if count < batch_size:  # pads with copies of the first image and does not count them
+            images = np.concatenate([images, images[:1].repeat(batch_size - count, axis=0)])
+            labels = np.concatenate([labels, labels[:1].repeat(batch_size - count)])
+        losses, predicted, probabilities = (values[:count] for values in sess.run(
+            [net.losses, net.predicted, net.probabilities], {net.images: images, net.labels: labels}))
+        labels = labels[:count]
+        loss_sum += losses.sum(dtype=np.float64)
+        np.add.at(confusion, (labels, predicted), 1)
+        mistakes += [(start + place, int(labels[place]), int(predicted[place]), float(probabilities[place]))
+                     for place in np.flatnonzero(predicted != labels)]
+    totals = np.append(loss_sum, confusion)
+    loss_sum, *confusion = cluster.total(sess, totals) if cluster else totals
+    mistakes.sort(key=lambda mistake: -mistake[3])
+    return Evaluation(float(loss_sum) / len(split), np.array(confusion, np.int64).reshape([len(data.class_names)] * 2),
+                      mistakes[:SHOWN_MISTAKES])

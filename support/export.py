@@ -1,4 +1,4 @@
-"""A trained network as files that need nothing of ours: a SavedModel, and one frozen graph."""
+"""How does a trained network become files that need only TensorFlow: a SavedModel and a frozen graph?"""
 
 import collections
 import os

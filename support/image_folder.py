@@ -1,4 +1,4 @@
-"""Your own images: a folder with a sub-folder for each class, decoded once into a cache that training reads from."""
+"""How does a folder of your own images become a data set, decoded once into a cache that training reads?"""
 
 import contextlib
 import hashlib
@@ -15,13 +15,13 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from support import UserError, say
-from support.data import DataError, Split, data_set
+from support.data import Split, data_set
+from support.file_reading import DataError
 from support.machine import cores
 from support.run_directory import fcntl
 
 CHANNELS = 3
 TEST_SHARE = 1 / 6  # of each class's images, drawn at random but always the same, where no test images are given
-VALIDATION_SHARE = 0.1  # of the training images, where no number is given
 LISTED = 10  # files that cannot be read are named, at most so many on the terminal
 CROP_MARGIN = 8 / 7  # images that are cropped at random are kept larger by this factor, as 256 is to 224
 IGNORED = ("Thumbs.db", "desktop.ini")
@@ -32,7 +32,7 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
 
     Args:
         data_dir: holds a sub-folder for each class, or `train` and `test` (or `val`) with one for each class.
-        validation_size: training images held out; None for a tenth of them.
+        validation_size: training images held out: a number, or a share of them.
         crop_area: see `random_boxes`.
         cache_dir: where the decoded images are kept, in a folder of their own.
     Raises:
@@ -70,8 +70,6 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
     def split(rows):
         return Split(Images(pixels, rows, image_size), labels[rows])
 
-    if validation_size is None:
-        validation_size = int(VALIDATION_SHARE * (~test).sum())
     data = data_set("folder", split(np.flatnonzero(~test)), split(np.flatnonzero(test)), classes, validation_size,
                     black_border=False, checksum=int(checksum))
     untaught = sorted(set(range(len(classes))) - set(data.train.labels.tolist()))

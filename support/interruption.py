@@ -1,7 +1,15 @@
-"""Ctrl-C and SIGTERM as a request, which the training loop answers after its step."""
+"""How does a signal stop a run after the current step, with everything saved?"""
 
 import signal
 import threading
+
+
+class Stopped(Exception):
+    """A signal stopped the run, which is saved."""
+
+    def __init__(self, signal_number, message):
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 class Interruption:

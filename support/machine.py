@@ -1,4 +1,4 @@
-"""What the processor can do, for the settings that are chosen by it."""
+"""What can the processor do?"""
 
 import os
 
@@ -16,7 +16,7 @@ def cores():
 def fast_precision():
     """The faster type for wide convolutions: bfloat16 where the processor multiplies it itself, else float32.
 
-    Linux alone says what it can do. TensorFlow 1.15 has no such products, only slower ones that convert.
+    Only Linux reports it. TensorFlow 1.15 converts bfloat16 to float32 for each product, which is slower.
     """
     try:
         with open("/proc/cpuinfo") as file:

@@ -1,4 +1,4 @@
-"""Prepares the next batches in a thread, so that the work is hidden behind the session's step."""
+"""How are batches prepared while the session runs a step?"""
 
 import queue
 import threading

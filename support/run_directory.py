@@ -1,13 +1,13 @@
-"""The directory of one run: its lock, settings, checkpoints and results. Whatever is there is never lost."""
+"""How is the directory of a run held, checked and written, so that nothing in it is lost?"""
 
 import glob
 import json
 import os
 import re
 
-import tensorflow.compat.v1 as tf
-
 from support import UserError, say
+from support.configuration import of_earlier_versions
+from support.settings import shown
 
 try:
     import fcntl
@@ -15,12 +15,10 @@ except ImportError:  # Windows: no lock between processes
     fcntl = None
 
 CHECKPOINT = "dense.ckpt"
-# How restoring says that a file is damaged or missing; ValueError: the index is missing.
-DAMAGED = (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.NotFoundError, ValueError)
 
 
 def locked(folder):
-    """Takes the folder for this process, until the returned file is closed or the process ends, however it ends.
+    """Takes the folder for this process, until the returned file is closed or the process ends in any way.
 
     Raises:
         UserError: another process has it.
@@ -91,13 +89,12 @@ class RunDirectory:
         if before is None:
             raise UserError("%s has checkpoints but no readable settings.json, so they cannot be told to fit: "
                             "put it back, or set run_name to another name" % self.path)
-        differing = sorted(name for name in set(before) | set(self.settings)
-                           if before.get(name) != self.settings.get(name))
+        before, now = of_earlier_versions(before), of_earlier_versions(self.settings)
+        differing = sorted(name for name in set(before) | set(now) if before.get(name) != now.get(name))
         if differing:
-            raise UserError("%s holds a run with other settings (%s): set them back, or set run_name to another name"
-                            % (self.path, "; ".join("%s was %s, now %s" % (name, _shown(before.get(name)),
-                                                                           _shown(self.settings.get(name)))
-                                                    for name in differing)))
+            raise UserError("%s holds a run with other settings (%s): give those to go on with it, or set run_name to "
+                            "another name" % (self.path, "; ".join("%s was %s, now %s" % (
+                                name, _shown(before.get(name)), _shown(now.get(name))) for name in differing)))
 
     def read_json(self, name):
         """The object in a JSON file of the directory, or None where it is missing or damaged."""
@@ -113,7 +110,7 @@ class RunDirectory:
         write_json(os.path.join(self.path, name), content, "model_dir")
 
     def keep_json(self, name):
-        """Gives a JSON file that is about to be written anew another name: result.json, then result-1.json, …"""
+        """Renames a JSON file that is about to be replaced: result.json becomes result-1.json, result-2.json, …"""
         path = os.path.join(self.path, name)
         base, extension = os.path.splitext(path)
         number = 1
@@ -153,116 +150,12 @@ def write_json(path, content, setting):
 
 
 def _shown(value):
-    """A value in a sentence: not a thousand class names."""
-    text = str(value)
+    """A value in a sentence, shortened: there may be a thousand class names."""
+    text = shown(value)
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def step_of(checkpoint):
-    """The global step at which a checkpoint, given by its path, was saved."""
-    return int(tf.train.load_checkpoint(checkpoint).get_tensor("global_step"))
 
 
 def runs_in(model_dir):
     """The names of the runs in a folder."""
     return sorted(os.path.basename(os.path.dirname(path))
                   for path in glob.glob(os.path.join(glob.escape(model_dir), "*", "settings.json")))
-
-
-class Checkpoints:
-    """Numbered checkpoints of a session: the newest few, and the best on validation in the folder `best`."""
-
-    def __init__(self, directory, keep=3):
-        """To be made once the graph is complete: its variables are what is saved."""
-        self.directory = directory
-        self.keep = keep
-        # It keeps them all: what it would remove it remembers in the process alone, which may be killed.
-        self.saver = tf.train.Saver(max_to_keep=None, save_relative_paths=True)
-        with tf.name_scope("finite"):
-            self._finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(variable)) for variable
-                                          in tf.global_variables() if variable.dtype.base_dtype.is_floating])
-
-    def save(self, session, step):
-        """Saves the newest checkpoint, `dense.ckpt-<step>`."""
-        self._save(session, "", step, self.keep)
-
-    def save_best(self, session, step):
-        """Saves the best checkpoint so far, `best/dense.ckpt-<step>`."""
-        self._save(session, "best", step, 1)
-
-    def _save(self, session, folder, step, keep):
-        if not session.run(self._finite):  # a finite loss may still have had an infinite gradient
-            raise UserError("step %d made weights infinite: lower init_learning_rate or raise epsilon; this is not "
-                            "saved, the checkpoints before it are kept" % step)
-        path = os.path.join(self.directory.path, folder)
-        try:
-            os.makedirs(path, exist_ok=True)
-            self.saver.save(session, os.path.join(path, CHECKPOINT), global_step=step, write_meta_graph=False)
-            # Those of later steps are damaged ones, which were skipped: they do not count.
-            past = [prefix for saved, prefix in self.directory.checkpoints(folder) if saved <= step]
-            for prefix in past[keep:]:
-                tf.train.remove_checkpoint(prefix)
-        except (OSError, ValueError, tf.errors.OpError) as error:
-            problem = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
-            raise UserError("cannot save a checkpoint in %s (%s): make room there; the same command then goes on from "
-                            "the newest one" % (path, problem.splitlines()[0])) from None
-
-    def restore_newest(self, session):
-        """Restores the newest intact checkpoint, the best on validation among them, saying which ones were skipped.
-
-        Returns:
-            whether there was one.
-        Raises:
-            UserError: there are checkpoints, but none is intact, or they cannot be read.
-        """
-        found = sorted(self.directory.checkpoints() + self.directory.checkpoints("best"),
-                       key=lambda entry: entry[0], reverse=True)
-        if self._restore_first(session, found):
-            return True
-        # progress.json is written after each save: without it, what was found is a first save that was broken off.
-        if found and os.path.exists(os.path.join(self.directory.path, "progress.json")):
-            raise UserError("no checkpoint in %s is intact, and nothing is started afresh over them: "
-                            "move the folder away, or set run_name to another name" % self.directory.path)
-        return False
-
-    def restore_for_use(self, session, chosen=None):
-        """Restores the best checkpoint on validation, or the newest one where there is none that is intact.
-
-        Args:
-            chosen: the one to restore instead: a path, or a name in the run's directory, `dense.ckpt-<step>`.
-        Returns:
-            the path of the one that was restored.
-        Raises:
-            UserError: there is none that is intact.
-        """
-        found = self.directory.checkpoints("best") + self.directory.checkpoints()
-        if not found:
-            raise UserError("%s has no checkpoint yet: leave mode out to go on with its training" % self.directory.path)
-        if chosen:
-            name = re.sub(r"\.(index|data-\d+-of-\d+)$", "", chosen)
-            paths = [os.path.join(folder, name) for folder in ("", self.directory.path,
-                                                               os.path.join(self.directory.path, "best"))]
-            known = ", ".join(path for _, path in found)
-            found = [(0, path) for path in paths if glob.glob(glob.escape(path) + ".*")][:1]
-            if not found:
-                raise UserError("there is no checkpoint %s: those of this run are %s" % (chosen, known))
-        restored = self._restore_first(session, found)
-        if not restored:
-            raise UserError("%s is damaged or of another network: leave checkpoint out for the best intact one" % chosen
-                            if chosen else "no checkpoint of %s is intact: train the run again, under another run_name"
-                            % self.directory.path)
-        return restored
-
-    def _restore_first(self, session, found):
-        """Restores the first intact one of [(step, path)]; returns its path, or None."""
-        for _, prefix in found:
-            try:
-                self.saver.restore(session, prefix)
-            except DAMAGED as error:
-                say("skipped %s: it is damaged or incomplete (%s)" % (prefix, type(error).__name__))
-                continue
-            except tf.errors.OpError as error:
-                raise UserError("cannot restore %s (%s): if it was saved by another version of the network, set "
-                                "run_name to another name" % (prefix, error.message.splitlines()[0])) from None
-            return prefix
-        return None

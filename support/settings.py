@@ -1,8 +1,9 @@
-"""Hyperparameters: constants at the top of a module, each with a declared type and range, overridable for one run.
+"""How is a setting declared, checked, overridden and shown?
 
-A setting is an annotated constant; the comment on its line is its meaning, which `--help` shows:
+A setting is an annotated constant of a module. The annotation is its type and range; the comment on its line is its
+meaning, which `--help` shows. A value may depend on the data set:
 
-    growth_k: integer(1, 1024) = 12  # feature maps that each layer adds
+    growth_k: integer(1, 512) = by_dataset(12, cifar=24)  # feature maps that each layer adds
 """
 
 import difflib
@@ -13,6 +14,29 @@ import os
 import re
 
 from support import UserError
+
+
+class ByDataset:
+    """A value for each data set: see `by_dataset`."""
+
+    def __init__(self, default, others):
+        self.default = default
+        self.others = others
+
+    def value_for(self, dataset):
+        """The value for a data set, by its name, else by the longest beginning of its name, else the default."""
+        names = [name for name in self.others if dataset.startswith(name)]
+        return self.others[max(names, key=len)] if names else self.default
+
+
+def by_dataset(default, **others):
+    """The value of a setting that differs between data sets.
+
+    Args:
+        default: for MNIST, and for each data set that is not named.
+        others: for data sets, by the beginning of their names: `cifar` is for cifar10, cifar100 and cifar100_coarse.
+    """
+    return ByDataset(default, others)
 
 
 class Kind:
@@ -48,6 +72,18 @@ def number(low, high):
     return Kind("a number from %g to %g" % (low, high), parse)
 
 
+def count_or_share(low, high):
+    """An integer from low to high, or a number above 0 and below 1, which is a share."""
+    count, share = integer(low, high), number(0.0, 1.0)
+
+    def parse(given):
+        value = share.parse(given) if isinstance(given, float) or "." in str(given) else count.parse(given)
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError
+        return value
+    return Kind("an integer from %d to %d, or a share between 0 and 1" % (low, high), parse)
+
+
 def integers(low, high, most):
     """One to `most` integers from low to high, separated by commas."""
     one = integer(low, high)
@@ -80,47 +116,48 @@ def one_of(choices):
 
 
 def paths():
-    """Paths, separated by commas, of files or folders; ~ is the user's home."""
+    """Any number of paths of files or folders, separated by commas; ~ is the user's home."""
     def parse(given):
-        parts = given.split(",") if isinstance(given, str) else given
-        if not parts or any("\0" in part or not part for part in parts):
+        parts = (given.split(",") if given else ()) if isinstance(given, str) else given
+        if any("\0" in part or not part for part in parts):
             raise ValueError
         return tuple(os.path.expanduser(part) for part in parts)
     return Kind("paths, separated by commas", parse)
 
 
-def path():
-    """A path, of a folder for instance; ~ is the user's home."""
+def path(optional=False):
+    """A path, of a folder for instance; ~ is the user's home. `optional`: may be empty."""
     def parse(given):
+        if optional and given == "":
+            return given
         if not re.fullmatch(r"[^\0*?\[\]]+", given):  # TensorFlow takes the others for patterns
             raise ValueError
         given.encode("utf-8")  # as TensorFlow does; letters that the locale cannot read would fail there
         return os.path.expanduser(given)
-    return Kind("a path without any of *?[]", parse)
+    return Kind("a path without any of *?[]%s" % (", or empty" if optional else ""), parse)
 
 
-def file_name():
-    """A name that can stand in a path as one part of it."""
+def file_name(optional=False):
+    """A name that can stand in a path as one part of it. `optional`: may be empty."""
     def parse(given):
+        if optional and given == "":
+            return given
         if not re.fullmatch(r"[\w=,+-][\w=,.+-]{,199}", given):
             raise ValueError
         return given
     return Kind("at most 200 letters, digits and _=,.+- not starting with a dot", parse)
 
 
-def collect(module, arguments=(), **overrides):
-    """The module's settings as {name: value}, after the overrides.
+def given_in(arguments, overrides, kinds):
+    """The settings that are given for one run, checked: {name: value}.
 
     Args:
-        module: the module whose annotated constants are the settings.
-        arguments: overrides as text, `name=value` or `--name=value`.
-        overrides: overrides as values.
-    Returns:
-        ({name: value} of all settings, {name: value} of those that were overridden).
+        arguments: settings as text, `name=value` or `--name=value`.
+        overrides: {name: value}.
+        kinds: {name: Kind}.
     Raises:
         UserError: an unknown name, or a value outside its setting's range.
     """
-    kinds = declared(module)
     given = {}
     for argument in arguments:
         name, equals, text = argument.partition("=")
@@ -133,22 +170,23 @@ def collect(module, arguments=(), **overrides):
         if name not in kinds:
             near = difflib.get_close_matches(name, kinds, n=3) or sorted(kinds)
             raise UserError("there is no setting '%s': the nearest are %s (--help lists all)" % (name, ", ".join(near)))
-    values = {}
-    for name in kinds:
-        default = getattr(module, name)
-        value = given.get(name, default)
-        if value is None or (value == "None" and default is None):
-            values[name] = None
-        else:
-            values[name] = check(name, value, kinds)
-    return values, {name: values[name] for name in given}
+    return {name: check(name, value, kinds) for name, value in given.items()}
+
+
+def constants_of(module, dataset=""):
+    """The module's settings as {name: value}, checked, each with its value for a data set.
+
+    Raises:
+        UserError: a value outside its setting's range.
+    """
+    kinds = declared(module)
+    values = {name: getattr(module, name) for name in kinds}
+    return {name: check(name, value.value_for(dataset) if isinstance(value, ByDataset) else value, kinds)
+            for name, value in values.items()}
 
 
 def check(name, value, kinds):
     """The value as its kind has it, or UserError."""
-    if name not in kinds:
-        raise UserError("%s is set in a table but has no constant with a type, like '%s: integer(1, 9) = None'"
-                        % (name, name))
     try:
         return kinds[name].parse(value)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):

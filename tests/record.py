@@ -1,17 +1,22 @@
 """Records what TensorFlow 1.15 computes, for tests on TensorFlow 2; and a checkpoint of either, for the other.
 
-    PYTHONPATH=. python tests/record.py        with the Python that has the TensorFlow to record
+    PYTHONPATH=. python tests/record.py             with the Python that has the TensorFlow to record
+    PYTHONPATH=. python tests/record.py defaults    after a change of a default in Densenet.py
 
 On 1.15.5 it writes recorded/batch_norm.npz, with `tf.contrib.layers.batch_norm` itself, and recorded/network.npz;
-on both recorded/checkpoint_<major version>/.
+on both recorded/checkpoint_<major version>/. The second command writes support/shipped_defaults.json, from which the
+program knows which constants a user has edited.
 """
 
+import json
 import os
+import sys
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 import Densenet
+from support.settings import constants_of
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "recorded")
 MAJOR = tf.VERSION.split(".")[0]
@@ -70,7 +75,7 @@ def network_inputs():
 
 
 def small_network(images, training, **changes):
-    options = dict(blocks=(2, 3), filters=5, training=training, class_num=7, dropout_rate=0.0)
+    options = dict(blocks=(2, 3), growth_k=5, training=training, class_num=7, dropout_rate=0.0)
     return Densenet.DenseNet(images, **dict(options, **changes))
 
 
@@ -130,7 +135,18 @@ def contrib_batch_norm(x, training):
         is_training=training, reuse=tf.get_variable_scope().reuse, scope="norm")
 
 
+def write_defaults():
+    """The constants' values for each data set, of the settings that identify a run and of total_epochs."""
+    names = Densenet.IDENTIFYING + ("total_epochs",)
+    found = {dataset: {name: constants_of(Densenet, dataset)[name] for name in names} for dataset in Densenet.DATASETS}
+    with open(os.path.join(HERE, "..", "..", "support", "shipped_defaults.json"), "w") as file:
+        json.dump(found, file, indent=1, sort_keys=True)
+        file.write("\n")
+
+
 def main():
+    if sys.argv[1:] == ["defaults"]:
+        return write_defaults()
     if MAJOR == "1":
         np.savez_compressed(os.path.join(HERE, "batch_norm.npz"), **{
             "%s/%s" % (shape, name): value for shape in SHAPES

@@ -16,7 +16,7 @@ import pytest
 
 import cifar10
 from support import download
-from support.data import DataError
+from support.file_reading import DataError
 
 NO_MIRRORS = ()
 SMALL = {

@@ -1,37 +1,10 @@
-"""The steps that the loaders share, against NumPy in float64 and SciPy."""
+"""Data sets: statistics and the validation split."""
 
 import numpy as np
 import pytest
-import scipy.ndimage
 
-from support.data import (
-    Split,
-    color_preprocessing,
-    data_augmentation,
-    data_set,
-    random_crop,
-    random_cutout,
-    random_rotation,
-)
-
-
-class Drawn:
-    """In place of a RandomState: gives what the test wants drawn."""
-
-    def __init__(self, *values):
-        self.values = list(values)
-
-    def uniform(self, low, high, size):
-        return self._next(low, high, size)
-
-    def randint(self, low, high, size):
-        return self._next(low, high - 1, size)
-
-    def _next(self, low, high, size):
-        value = np.asarray(self.values.pop(0))
-        assert value.shape == (tuple(size) if np.iterable(size) else (size,))
-        assert (low <= value).all() and (value <= high).all()
-        return value
+from support.data import Split, color_preprocessing, data_set
+from support.file_reading import DataError
 
 
 def test_statistics_are_those_of_the_kept_training_images():
@@ -49,71 +22,17 @@ def test_statistics_are_those_of_the_kept_training_images():
     assert not data_set("any", train, test, ["a"], 10, black_border=False).border.any()
 
 
-def test_random_crop():
-    images = np.random.RandomState(0).rand(2, 5, 7, 3).astype(np.float32)
-    border = np.float32([7, 8, 9])
-    shifted = random_crop(images, 2, False, border, Drawn([[0, 4], [3, 2]]))  # rows from the top, columns from the left
-    np.testing.assert_array_equal(shifted[0, 2:, :6], images[0, :3, 1:])
-    np.testing.assert_array_equal(shifted[1, :3], images[1, 2:])
-    assert (shifted[0, :2] == border).all() and (shifted[0, :, 6] == border).all() and (shifted[1, 3:] == border).all()
+@pytest.mark.parametrize("size, count", [(0, 0), (7, 7), (0.1, 4), (0.99, 39)])
+def test_a_validation_split_is_a_number_of_images_or_a_share(size, count):
+    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
+    data = data_set("tiny", Split(images, np.zeros(40, np.int64)), Split(images[:1], np.zeros(1, np.int64)), ("a",),
+                    size, black_border=True)
+    assert (len(data.validation), len(data.train)) == (count, 40 - count)
+    assert sorted(np.concatenate([data.train.images, data.validation.images]).ravel().tolist()) == list(range(40))
 
 
-def test_random_cutout():
-    """By the paper: the square's middle is a pixel of the image, what is outside is cut off."""
-    images = np.random.RandomState(0).rand(3, 5, 7, 3).astype(np.float32)
-    border = np.float32([7, 8, 9])
-    hidden = random_cutout(images, 3, border, Drawn([0, 2, 4], [0, 3, 6]))  # rows, columns of the middle
-    assert hidden.dtype == np.float32
-    for image, before, row, column in zip(hidden, images, (0, 2, 4), (0, 3, 6)):
-        for i in range(5):
-            for j in range(7):
-                expected = border if abs(i - row) <= 1 and abs(j - column) <= 1 else before[i, j]
-                np.testing.assert_array_equal(image[i, j], expected)
-
-
-@pytest.mark.parametrize("degrees", [0.0, 10.0, -37.0])
-def test_random_rotation(degrees):
-    random = np.random.RandomState(0)
-    images = np.full((2, 25, 23, 2), np.float32([3, -1]))
-    images[:, 7:18, 7:16] = random.rand(2, 11, 9, 2)
-    turned = random_rotation(images, 45.0, np.float32([3, -1]), Drawn([degrees, 0.0]))
-    for channel, border in enumerate((3, -1)):
-        expected = scipy.ndimage.rotate(images[0, ..., channel], degrees, reshape=False, order=1, cval=border)
-        np.testing.assert_allclose(turned[0, 1:-1, 1:-1, channel], expected[1:-1, 1:-1], atol=1e-4)
-    np.testing.assert_allclose(turned[1], images[1], atol=1e-5)
-
-
-def test_rotation_brings_in_the_border():
-    turned = random_rotation(np.zeros((1, 9, 9, 1), np.float32), 45.0, np.float32([5]), Drawn([45.0]))
-    np.testing.assert_array_equal(turned[0, [0, 0, 8, 8], [0, 8, 0, 8], 0], 5)
-    assert turned[0, 4, 4, 0] == 0
-
-
-def test_augmentation_shifts_by_whole_pixels_and_mirrors():
-    images = np.random.RandomState(0).rand(300, 9, 7, 2).astype(np.float32)
-    border = np.float32([-7, 5])
-    changed = data_augmentation(images, border, np.random.RandomState(1), shift=2, flip=True)
-    seen = []
-    for image, moved in zip(images, changed):
-        padded = np.empty((13, 11, 2), np.float32)
-        padded[...] = border
-        padded[2:11, 2:9] = image
-        found = [(top, left, flip) for top in range(5) for left in range(5) for flip in (1, -1)
-                 if (padded[top:top + 9, left:left + 7][:, ::flip] == moved).all()]
-        assert len(found) == 1
-        seen += found
-    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(5))
-    assert 110 < sum(flip == -1 for _, _, flip in seen) < 190
-
-
-@pytest.mark.parametrize("options", [dict(shift=2), dict(rotation=10.0), dict(flip=True), dict(shift=1, flip=True),
-                                     dict(cutout=3)])
-def test_augmentation_leaves_its_input_and_repeats(options):
-    images = np.random.RandomState(0).rand(30, 9, 7, 2).astype(np.float32)
-    before = images.copy()
-    first = data_augmentation(images, np.float32([0, 1]), np.random.RandomState(1), **options)
-    np.testing.assert_array_equal(images, before)
-    assert (first != images).any() and first.dtype == np.float32
-    np.testing.assert_array_equal(first, data_augmentation(images, np.float32([0, 1]), np.random.RandomState(1),
-                                                           **options))
-    assert (first != data_augmentation(images, np.float32([0, 1]), np.random.RandomState(2), **options)).any()
+def test_a_validation_split_of_all_images_is_refused():
+    images = np.zeros([4, 1, 1, 1], np.uint8)
+    split = Split(images, np.zeros(4, np.int64))
+    with pytest.raises(DataError, match="validation_size=4 leaves nothing of the 4 training images of tiny"):
+        data_set("tiny", split, split, ("a",), 4, black_border=True)

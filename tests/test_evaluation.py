@@ -1,11 +1,12 @@
-"""Figures by hand, and the pictures by their pixels."""
-
-import io
+"""Figures of an evaluation by hand, and evaluating a network on a split."""
 
 import numpy as np
-from PIL import Image
+import pytest
+import tensorflow.compat.v1 as tf
+from helpers import tiny_config
 
-from support.evaluation import Evaluation, confusion_picture, mistakes_picture
+import Densenet
+from support.evaluation import Evaluation, evaluate_split
 
 NAMES = ("cat", "dog", "émeu")
 FOUND = Evaluation(0.5, np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]]), [(4, 0, 1, 0.75), (2, 1, 0, 0.5)])
@@ -29,26 +30,14 @@ def test_table():
         "1", "times", "class", "0", "for", "class", "3"]
 
 
-def opened(picture):
-    png, width, height = picture
-    image = Image.open(io.BytesIO(png))
-    assert image.size == (width, height)
-    return np.asarray(image.convert("RGB")).astype(int)
-
-
-def test_confusion_picture():
-    pixels = opened(confusion_picture(FOUND.confusion, NAMES))
-    side = 3 * 36 + 1
-    cells = pixels[-side:, -side:]
-    corner = [[cells[36 * row + 3, 36 * column + 3].tolist() for column in range(3)] for row in range(3)]
-    right, wrong, empty = corner[0][0], corner[0][1], corner[0][2]
-    assert right[1] > right[0] and wrong[0] > wrong[1] and empty == [255, 255, 255]
-    large = opened(confusion_picture(np.eye(1000, dtype=int), ["name"] * 1000))
-    assert large.shape == (1000, 1000, 3) and large[7, 8].tolist() == [255, 255, 255]
-
-
-def test_mistakes_picture():
-    for channels in (1, 3):
-        images = np.arange(5, dtype=np.uint8).repeat(16 * channels).reshape(5, 4, 4, channels) * 40
-        pixels = opened(mistakes_picture(images, FOUND.mistakes, NAMES))
-        assert pixels[20, 20].tolist() == [160] * 3 and pixels[20, 136 + 20].tolist() == [80] * 3
+def test_evaluation_counts_every_image(tiny_mnist):
+    results = []
+    for batch_size in (45, 7, 44):  # of 45 test images: none, 4 and 43 of the last batch are padding
+        config = tiny_config(tiny_mnist, batch_size=batch_size)
+        data, _ = Densenet.prepare_data(config)
+        with tf.Graph().as_default(), tf.Session() as sess:
+            net = Densenet.build_graph(data, config)
+            sess.run(net.initialize)
+            evaluation = evaluate_split(sess, net.test, data.test, data)
+            results.append((evaluation.loss, evaluation.accuracy))
+    assert results[1] == pytest.approx(results[0], rel=1e-5) and results[2] == pytest.approx(results[0], rel=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from ops import Batch_Normalization, Concatenation, Relu, conv_layer
+from ops import Batch_Normalization, Concatenation, conv_layer
 from support import UserError
 from support.export import export_graph, folded
 
@@ -15,11 +15,11 @@ def built(sess, height=5, width=7):
     """A graph whose first two batch normalizations can be folded, while the last two follow a concatenation."""
     images = tf.placeholder(tf.float32, [None, height, width, 3], "images")
     x = conv_layer(images, 6, 3, layer_name="conv0")
-    x = Batch_Normalization(x, False, "batch0", Relu)
+    x = Batch_Normalization(x, False, "batch0", relu=True)
     y = conv_layer(x, 4, 1, layer_name="conv1")
-    y = Batch_Normalization(y, False, "batch1", Relu)
+    y = Batch_Normalization(y, False, "batch1", relu=True)
     both = Concatenation([x, y])
-    z = Batch_Normalization(both, False, "batch2", Relu) + Batch_Normalization(both, False, "batch3")
+    z = Batch_Normalization(both, False, "batch2", relu=True) + Batch_Normalization(both, False, "batch3")
     output = tf.reduce_sum(conv_layer(z, 2, 3, layer_name="conv2"), [1, 2], name="output")
     sess.run(tf.global_variables_initializer())
     random = np.random.RandomState(0)

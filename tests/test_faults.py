@@ -25,15 +25,17 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 import test_cifar10
-from test_densenet import TINY, arguments_for, assert_equal_weights, program, read, wait_for, weights_of
+from helpers import TINY, arguments_for, assert_equal_weights, main, program, read, wait_for, weights_of
 
 import cifar10
 import Densenet
 import mnist_loader
 from support import UserError
-from support.data import DataError
-from support.report import EventFile
-from support.run_directory import CHECKPOINT, Checkpoints, RunDirectory
+from support.checkpoints import Checkpoints
+from support.file_reading import DataError
+from support.run_directory import CHECKPOINT, RunDirectory
+from support.settings import declared
+from support.tensorboard import EventFile
 
 # Epochs of 150 steps on whole images, so that several checkpoints are saved in each of their seconds.
 SLOW = dict(batch_size=2, stem="3x3", growth_k=12)
@@ -552,7 +554,7 @@ def test_mutated_files(tmp_path, monkeypatch, long):
 VALUES = ["0", "-1", "1e30", "9" * 30, "nan", "inf", "", "None", "text", "1,2", "True", "0.5", "\0", "../..", "*"]
 
 
-@pytest.mark.parametrize("name", sorted(Densenet.settings.declared(Densenet)))
+@pytest.mark.parametrize("name", sorted(declared(Densenet)))
 def test_odd_values_of_every_hyperparameter(name, capsys):
     """One sentence that says what is right, or a value in its range."""
     for value in VALUES:
@@ -561,13 +563,13 @@ def test_odd_values_of_every_hyperparameter(name, capsys):
         except UserError as error:
             assert name in str(error) and "\n" not in str(error) and len(str(error)) < 1000
         else:
-            kind = Densenet.settings.declared(Densenet)[name]
+            kind = declared(Densenet)[name]
             chosen = getattr(config, name)
             assert chosen is None or kind.parse(chosen) == chosen, (name, value)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", sorted(Densenet.settings.declared(Densenet)))
+@pytest.mark.parametrize("name", sorted(declared(Densenet)))
 def test_a_run_with_odd_values(tiny_mnist, folder, name, capsys):
     """What is accepted makes a run that ends, or one sentence."""
     for value in VALUES:
@@ -578,7 +580,7 @@ def test_a_run_with_odd_values(tiny_mnist, folder, name, capsys):
         capsys.readouterr()
         arguments = [argument for argument in arguments_for(tiny_mnist, "mine", total_epochs=1)
                      if not argument.startswith(name + "=")]
-        status = Densenet.main(arguments + ["%s=%s" % (name, value)])
+        status = main(arguments + ["%s=%s" % (name, value)])
         error = capsys.readouterr().err
         assert (status, error.count("Densenet.py: ")) in ((0, 0), (1, 1)), (value, error)
         shutil.rmtree("model", ignore_errors=True)

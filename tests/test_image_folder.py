@@ -8,12 +8,15 @@ import sys
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from helpers import program, read
 from PIL import Image, ImageDraw
-from test_densenet import program, read
 
 import Densenet
 from support import UserError, image_folder
-from support.data import DataError, color_preprocessing
+from support.augmentation import training_batches
+from support.data import color_preprocessing
+from support.file_reading import DataError
+from support.interruption import Stopped
 
 CLASSES = ("circle", "cross", "ring", "square", "stripes", "triangle")
 FORMATS = ("png", "jpg", "gif", "bmp", "webp", "tif")
@@ -156,7 +159,7 @@ def test_the_folder_is_decoded_once_and_what_is_damaged_is_named(shapes, folder,
 
 
 def test_a_tenth_is_held_out_where_no_number_is_given(shapes, folder):
-    data = image_folder.prepare_data(shapes, Densenet.choose(dataset="folder").validation_size, 8)
+    data = image_folder.prepare_data(shapes, 0.1, 8)
     assert (len(data.train), len(data.validation)) == (147, 16)
 
 
@@ -276,7 +279,7 @@ def test_crops_show_the_parts_that_are_asked_for(shapes, folder):
 
 
 def batches(config, data, *place):
-    return [(images.copy(), labels) for images, labels in Densenet.training_batches(data, config, *place)]
+    return [(images.copy(), labels) for images, labels in training_batches(data, config, *place)]
 
 
 @pytest.mark.parametrize("crop_area", [1.0, 0.2])
@@ -300,7 +303,6 @@ def test_imagenet_networks_get_the_usual_crop():
     config = Densenet.choose(dataset="folder", network="densenet_121")
     assert (config.image_size, config.crop_area, config.run_name) == (224, 0.08, "folder-network=densenet_121")
     assert image_folder.stored_side(config.image_size, config.crop_area) == 256
-    assert Densenet.choose(dataset="cifar10", network="densenet_121").image_size is None
     with pytest.raises(UserError, match="belong to dataset=folder"):
         Densenet.choose(dataset="cifar10", image_size=32)
 
@@ -321,7 +323,7 @@ def test_without_augmentation_training_sees_what_evaluation_sees(shapes, folder)
     config = Densenet.choose(dataset="folder", data_dir=shapes, image_size=24, crop_area=0.2, batch_size=16,
                              validation_size=20, augmentation=False)
     data, _ = Densenet.prepare_data(config)
-    images, _ = next(Densenet.training_batches(data, config, 0, 0))
+    images, _ = next(training_batches(data, config, 0, 0))
     order = np.random.RandomState([0, 0]).permutation(len(data.train))
     np.testing.assert_array_equal(images, color_preprocessing(data.train.images[order[:16]], data.mean, data.deviation))
 
@@ -329,7 +331,7 @@ def test_without_augmentation_training_sees_what_evaluation_sees(shapes, folder)
 def test_stopped_within_an_epoch(shapes, folder, monkeypatch):
     """The images that were read ahead are let go, and the signal has the last word."""
     monkeypatch.setattr(Densenet, "learning_rate", lambda step, *_: os.kill(os.getpid(), signal.SIGTERM) or 0.01)
-    with pytest.raises(Densenet.Stopped, match="stopped and saved at step 1 of 16"):
+    with pytest.raises(Stopped, match="stopped and saved at step 1 of 16"):
         Densenet.train(data_dir=shapes, run_name="mine", **TINY_FOLDER)
     monkeypatch.undo()
 

@@ -11,7 +11,7 @@ from conftest import write, write_images, write_labels
 
 import mnist_loader
 from support import download
-from support.data import DataError
+from support.file_reading import DataError
 
 NO_MIRRORS = ()
 

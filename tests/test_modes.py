@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 import test_cifar10
+from helpers import TINY, curves, main, read
 from PIL import Image
-from test_densenet import TINY, curves, read
 from test_image_folder import TINY_FOLDER, shapes  # noqa: F401
 
 import cifar10
 import Densenet
-from support import UserError, image_folder
+from support import UserError, image_folder, modes
 from support.data import color_preprocessing
 
 SERVE = """
@@ -131,7 +131,7 @@ def test_predict(run, capsys):
     with open("images/no.png", "w") as file:
         file.write("no image")
     arguments = ["run_name=" + run["run_name"], "mode=predict", "json=answers.json"]
-    assert Densenet.main(arguments + ["images=images,images/1.png,absent.png"]) == 1
+    assert main(arguments + ["images=images,images/1.png,absent.png"]) == 1
     captured = capsys.readouterr()
     assert captured.out.count("skipped") == 2 and "images/no.png  skipped (no image" in captured.out and (
         "absent.png  skipped (No such file" in captured.out)
@@ -146,7 +146,7 @@ def test_predict(run, capsys):
         assert answer["probabilities"] == sorted(answer["probabilities"], reverse=True)
         assert sorted(answer["classes"]) == sorted(settings["data"]["class_names"])
 
-    if settings["crop_area"] == 1.0:  # these see the pixels of the file as they are
+    if settings.get("crop_area", 1.0) == 1.0:  # these see the pixels of the file as they are
         for answer, expected in zip(answers, by_the_training_network(run, pixels)):
             names = settings["data"]["class_names"]
             found = dict(zip(answer["classes"], answer["probabilities"]))
@@ -155,7 +155,7 @@ def test_predict(run, capsys):
 
 def by_the_training_network(run, pixels):
     """Probabilities of uint8 images by the graph that training evaluates with, in the run's precision."""
-    config, directory, facts = Densenet.trained_run(**run)
+    config, directory, facts = modes.trained_run(Densenet.choose, **run)
     with tf.Graph().as_default(), tf.Session() as sess:
         images = tf.placeholder(tf.float32, [None] + facts["image_shape"])
         probabilities = tf.nn.softmax(Densenet.inference(images, config, len(facts["class_names"])))
@@ -184,7 +184,7 @@ def test_export_gives_what_predict_does(run):
     names = settings["data"]["class_names"]
     answers = Densenet.predict(images="images", **run)
     shape = settings["data"]["image_shape"]
-    side = image_folder.stored_side(shape[0], settings["crop_area"])
+    side = image_folder.stored_side(shape[0], settings.get("crop_area", 1.0))
     seen = np.stack([image_folder.read_image(answer["image"], side, shape[2]) for answer in answers])
     margin = (side - shape[0]) // 2
     np.save("images.npy", seen[:, margin:margin + shape[0], margin:margin + shape[0]])
@@ -217,7 +217,7 @@ def test_what_is_asked_for_in_vain_is_one_sentence(run, capsys):
              "there is no trained run model/none: set run_name to one of those in model (cifar10-mine, folder-mine, "
              "mnist-mine)"),
             (["mode=test"], "mode must be one of train, evaluate, predict, export")):
-        assert Densenet.main(["run_name=" + run["run_name"]] + arguments) == 1
+        assert main(["run_name=" + run["run_name"]] + arguments) == 1
         error = capsys.readouterr().err
         assert sentence in error and error.count("\n") == 1, error
 
@@ -262,9 +262,9 @@ def test_runs_that_lack_something(run):
 def test_the_digits_that_stood_in_are_found(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(str(tmp_path))
     Densenet.train(dataset="digits", blocks=(1, 1), growth_k=4, total_epochs=1, run_name="digits")
-    assert Densenet.trained_run(run_name="digits")[0].dataset == "digits"
+    assert modes.trained_run(Densenet.choose, run_name="digits")[0].dataset == "digits"
     os.rename("model/digits", "model/kept")
     with pytest.raises(UserError, match=r"of those in model \(kept\)"):
-        Densenet.trained_run()
+        modes.trained_run(Densenet.choose)
     os.rename("model/kept", "model/digits")
-    assert Densenet.trained_run()[0].blocks == (1, 1)  # the plain command
+    assert modes.trained_run(Densenet.choose)[0].blocks == (1, 1)  # the plain command

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from helpers import TINY
 from PIL import Image
-from test_densenet import TINY
 
 import Densenet
 
@@ -29,7 +29,7 @@ def test_its_commands_are_understood():
 
 def test_its_table_has_all_hyperparameters():
     table = README[README.index("| group | hyperparameters |"):].split("\n\n")[0]
-    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(Densenet.settings.declared(Densenet))
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(declared(Densenet))
 
 
 def test_its_pictures_are_there():

@@ -11,12 +11,13 @@ from support import UserError, settings
 SOURCE = '''
 from support.settings import *
 rate: number(0.0, 0.95) = 0.5  # share that is dropped
-count: integer(1, 10) = None  # how many
+count: integer(1, 10) = by_dataset(3, cifar=4, cifar100=5)  # how many
 layers: integers(1, 99, most=3) = (4, 4)  # of each block
 loud: boolean() = False  # says more
 kind: one_of(("adam", "momentum")) = "adam"  # which
 folder: path() = "data"  # where
-name: file_name() = None  # of the run
+name: file_name(optional=True) = ""  # of the run
+share: count_or_share(0, 9) = 0.5  # held out
 not_a_setting = 3
 '''
 
@@ -31,32 +32,36 @@ def module(tmp_path):
 
 
 def test_defaults(module):
-    values, overridden = settings.collect(module)
-    assert values == {"rate": 0.5, "count": None, "layers": (4, 4), "loud": False, "kind": "adam", "folder": "data",
-                      "name": None}
-    assert overridden == {}
+    values = settings.constants_of(module)
+    assert values == {"rate": 0.5, "count": 3, "layers": (4, 4), "loud": False, "kind": "adam", "folder": "data",
+                      "name": "", "share": 0.5}
+
+
+@pytest.mark.parametrize("dataset, count", [("mnist", 3), ("cifar10", 4), ("cifar100", 5), ("cifar100_coarse", 5)])
+def test_a_value_by_data_set(module, dataset, count):
+    assert settings.constants_of(module, dataset)["count"] == count
+
+
+def given(module, arguments=(), **overrides):
+    return settings.given_in(arguments, overrides, settings.declared(module))
 
 
 def test_overrides(module):
-    values, overridden = settings.collect(
+    values = given(
         module, ["--rate=0.1", "count=7", "layers=4,4,32", "loud=True", "kind=momentum", "name=a-b=1,2"], folder="x")
     assert values == {"rate": 0.1, "count": 7, "layers": (4, 4, 32), "loud": True, "kind": "momentum", "folder": "x",
                       "name": "a-b=1,2"}
-    assert overridden == values
-
-
-def test_none_gives_back_the_default(module):
-    assert settings.collect(module, ["count=None"])[0]["count"] is None
 
 
 @pytest.mark.parametrize("argument", [
     "rate=1.5", "rate=-0.1", "rate=nan", "rate=inf", "rate=", "rate=abc", "rate=None", "count=0", "count=11",
     "count=2.5", "count=abc", "count=1e1", "count=" + "9" * 5000, "layers=", "layers=1,,2", "layers=0",
     "layers=1,2,3,4", "loud=1", "loud=", "kind=sgd", "kind=", "folder=", "folder=a\0b", "name=a/b", "name=..",
-    "name=", "name=.x", "name=a\n", "name=" + "a" * 201, "folder=a[b"])
+    "name=.x", "share=1.0", "share=1.5", "share=0.0", "share=10", "share=-1", "count=None",
+    "name=a\n", "name=" + "a" * 201, "folder=a[b"])
 def test_bad_values_name_the_setting_and_its_range(module, argument):
     with pytest.raises(UserError) as caught:
-        settings.collect(module, [argument])
+        given(module, [argument])
     name = argument.partition("=")[0]
     message = str(caught.value)
     assert name in message and str(settings.declared(module)[name]) in message
@@ -67,30 +72,30 @@ def test_bad_values_name_the_setting_and_its_range(module, argument):
 def test_an_edited_constant_is_checked_too(module, value):
     module.count = value
     with pytest.raises(UserError, match="count must be an integer from 1 to 10"):
-        settings.collect(module)
+        settings.constants_of(module)
 
 
 def test_home_and_numpy(module):
-    values, _ = settings.collect(module, ["folder=~/data"], count=np.int64(7))
+    values = given(module, ["folder=~/data"], count=np.int64(7))
     assert values["folder"] == os.path.join(os.path.expanduser("~"), "data") and values["count"] == 7
 
 
 def test_unknown_names(module):
     with pytest.raises(UserError, match="no setting 'layer': the nearest are layers"):
-        settings.collect(module, ["layer=3"])
+        given(module, ["layer=3"])
     with pytest.raises(UserError, match="count, folder, kind"):
-        settings.collect(module, ["zzzz=3"])
+        given(module, ["zzzz=3"])
     with pytest.raises(UserError, match="write name=value"):
-        settings.collect(module, ["rate"])
+        given(module, ["rate"])
 
 
 def test_help_has_names_values_meanings_and_ranges(module):
-    text = settings.help_text(module, settings.collect(module)[0])
+    text = settings.help_text(module, settings.constants_of(module))
     assert "layers=4,4\n        of each block; 1 to 3 integers from 1 to 99, separated by commas" in text
     assert "not_a_setting" not in text
 
 
 def test_values_are_shown_as_they_are_written(module):
-    for argument in ("rate=0.1", "layers=4,4,32", "count=3", "kind=momentum", "rate=1e-08"):
+    for argument in ("rate=0.1", "layers=4,4,32", "count=3", "kind=momentum", "rate=1e-08", "share=0.25", "share=7"):
         name, _, text = argument.partition("=")
-        assert settings.shown(settings.collect(module, [argument])[0][name]) == text
+        assert settings.shown(given(module, [argument])[name]) == text

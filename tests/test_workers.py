@@ -1,6 +1,6 @@
 """Several devices in one process, and several processes on this machine.
 
-    python -m pytest -q tests/test_cluster.py --long -s   each fault ten times
+    python -m pytest -q tests/test_workers.py --long -s   each fault ten times
 """
 
 import glob
@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from test_densenet import (
+from helpers import (
     arguments_for,
     assert_equal_weights,
     before_the_first_step,
@@ -29,8 +29,8 @@ from test_densenet import (
 
 import Densenet
 from support import UserError
-from support.cluster import Cluster
-from support.data import RandomShare
+from support.augmentation import training_batches
+from support.workers import Cluster
 
 STEPS = 20
 EPOCHS = 20  # of 6 steps, in the runs that are broken off
@@ -51,7 +51,7 @@ def trained(data_dir, devices, **changes):
                       tf_config=os.environ.get("TF_CONFIG", ""))
     with tf.Graph().as_default() as graph, tf.device(cluster.place):
         net = Densenet.build_graph(data, config, cluster)
-        session_config = Densenet.session_config(cluster)
+        session_config = cluster.session_config()
         # As with workers: the graph's roundings depend on it, and with dropout they grow.
         session_config.graph_options.place_pruned_graph = False
         cluster.start(session_config)
@@ -61,7 +61,7 @@ def trained(data_dir, devices, **changes):
             epoch_steps = len(data.train) // config.batch_size
             for step in range(STEPS):
                 if step % epoch_steps == 0:
-                    batches = Densenet.training_batches(data, config, step // epoch_steps, 0, cluster.share)
+                    batches = training_batches(data, config, step // epoch_steps, 0, cluster.share)
                 images, labels = next(batches)
                 sess.run(net.train, {net.images: images, net.labels: labels, net.rate: 1e-2})
             values = sess.run(tf.global_variables())
@@ -123,17 +123,11 @@ def test_dropout_masks_differ_by_device_and_repeat(tiny_mnist):
 def test_shares_are_what_the_whole_batch_has(tiny_mnist):
     config = tiny_config(tiny_mnist, batch_size=48, rotation=10.0, shift=2, flip=True)
     data, _ = Densenet.prepare_data(config)
-    whole = list(Densenet.training_batches(data, config, 1, 2))
-    shares = [list(Densenet.training_batches(data, config, 1, 2, slice(start, start + 16))) for start in (0, 16, 32)]
+    whole = list(training_batches(data, config, 1, 2))
+    shares = [list(training_batches(data, config, 1, 2, slice(start, start + 16))) for start in (0, 16, 32)]
     for (images, labels), *parts in zip(whole, *shares):
         np.testing.assert_array_equal(images, np.concatenate([part[0] for part in parts]))
         np.testing.assert_array_equal(labels, np.concatenate([part[1] for part in parts]))
-
-
-def test_a_share_of_random_numbers():
-    whole, share = np.random.RandomState(1), RandomShare(np.random.RandomState(1), slice(2, 5), 9)
-    np.testing.assert_array_equal(share.randint(0, 99, (2, 3)), whole.randint(0, 99, (2, 9))[:, 2:5])
-    np.testing.assert_array_equal(share.uniform(-1, 1, 3), whole.uniform(-1, 1, 9)[2:5])
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tiny_mnist, folder):
@@ -153,9 +147,9 @@ def test_all_gpus_that_can_divide_the_batch_are_taken(tiny_mnist, folder, monkey
 @pytest.mark.parametrize("cores, threads", [(1, 1), (2, 1), (8, 0)])
 def test_a_cpu_takes_a_batch_in_two_parts(monkeypatch, cores, threads):
     """Whatever its cores; operations get one thread each (0: TensorFlow's choice) where the parts keep all busy."""
-    monkeypatch.setattr("support.cluster.cores", lambda: cores)
+    monkeypatch.setattr("support.workers.cores", lambda: cores)
     assert Cluster(100).devices == 2 and Cluster(97).devices == 1
-    config = Cluster(100).configure(tf.ConfigProto())
+    config = Cluster(100).session_config()
     assert config.device_count["CPU"] == 2 and config.intra_op_parallelism_threads == threads
     assert Cluster(100, tf_config=environments(2)[0]["TF_CONFIG"]).devices == 1
 
@@ -220,7 +214,7 @@ def test_two_workers_train_as_one_process(tiny_mnist, trained_alone, folder, dev
     """With dropout, as one process with two devices: the masks are those of the device among all."""
     settings = dict(dropout_rate=dropout_rate, bottleneck=True, sync_batch_norm=True)
     # One thread for each operation in all of them: with dropout, another rounding grows beyond 1e-5.
-    script = "import sys, numpy, support.cluster, test_cluster as t; support.cluster.cores = lambda: 1; " \
+    script = "import sys, numpy, support.workers, test_workers as t; support.workers.cores = lambda: 1; " \
              "numpy.savez(sys.argv[2], **{name.replace('/', '|'): value for " \
              "name, value in t.trained(sys.argv[1], int(sys.argv[3]), **%r).items()})" % settings
 

@@ -1,77 +1,22 @@
-"""Several devices, and several processes, that train one model: who they are, what they agree on, when one is lost."""
+"""Which processes and devices train one model, how do they agree, and what happens when one is lost?"""
 
 import contextlib
 import json
 import os
-import sys
-import threading
-import time
 import zlib
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from tensorflow.python.ops import collective_ops
 
 from support import UserError, say
+from support.heartbeat import Heartbeat
 from support.machine import cores
+from support.replicas import Replica, all_sum
 
-START_PATIENCE = 10  # times worker_timeout for which a worker is waited for at the start
-HEARTBEAT_SECONDS = 1.0
-# Groups of collective operations; each of their operations has a number of its own, alike in every member.
-_WORKERS, _REPLICAS = 1, 2
-_FIRST_OF_REPLICAS = 1000000
+_GROUP = 1  # of collective operations, see support/replicas.py
 # How a session says that another process has failed.
 OF_OTHERS = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError,
              tf.errors.DeadlineExceededError, tf.errors.UnknownError, tf.errors.FailedPreconditionError)
-
-
-def _all_sum(x, members, group, number):
-    """The sum of a tensor over the members of a group, at least two, in each of them."""
-    return collective_ops.all_reduce(x, members, group, number, "Add", "Id")
-
-
-class Replica:
-    """One of the devices that share each batch, with a copy of the network on its process's variables.
-
-    Attributes:
-        index, count: its number, and how many there are, over all processes.
-        device: its name, empty for TensorFlow's own choice.
-        has_variables: whether it is the first of its process, on whose device the variables are.
-        sync_batch_norm: whether batch normalization takes its statistics over all replicas.
-        statistics: [(ops.MovingStatistics, mean, variance)] for each batch normalization; mean and variance are those
-            of the replica's part of the batch.
-    """
-
-    def __init__(self, index, count, device, has_variables, sync_batch_norm):
-        self.index = index
-        self.count = count
-        self.device = device
-        self.has_variables = has_variables
-        self.sync_batch_norm = sync_batch_norm
-        self.statistics = []
-        self._number = _FIRST_OF_REPLICAS
-
-    @contextlib.contextmanager
-    def scope(self):
-        """Where this replica's network and gradients are built: on its device, with the first one's variables."""
-        with tf.device(self.device), contextlib.ExitStack() as stack:
-            if self.count > 1:
-                stack.enter_context(tf.name_scope("replica_%d" % self.index))
-            if not self.has_variables:
-                stack.enter_context(tf.variable_scope(tf.get_variable_scope(), reuse=True))
-            yield
-
-    def mean_over_all(self, x):
-        """The mean of a tensor over all replicas. Its gradient, of the replicas' mean loss, is the gradients' mean."""
-        @tf.custom_gradient
-        def function(x):
-            return self._mean(x), self._mean
-
-        return function(x)
-
-    def _mean(self, x):
-        self._number += 1  # the replicas build the same graph, so that they count alike
-        return _all_sum(x, self.count, _REPLICAS, self._number) / self.count
 
 
 class Cluster:
@@ -79,17 +24,17 @@ class Cluster:
 
     Args:
         batch_size: images in a step, of all processes together.
-        devices: how many of this process share its part of a batch; 0: as many GPUs as can, else the CPU in two parts
-            if it is alone, so that two cores are kept busy.
+        devices: the number of replicas in this process; 0: all GPUs that divide the batch evenly; without a GPU, two
+            CPU replicas where this is the only process, which keeps two cores busy.
         sync_batch_norm: see Replica.
-        timeout: seconds without a sign of life after which a worker is lost.
-        tf_config: names the workers, as TensorFlow's own distribution strategies read it from the environment variable
-            TF_CONFIG: {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}. Empty: this
-            process is alone.
+        timeout: seconds without a heartbeat after which a worker is lost.
+        tf_config: the environment variable TF_CONFIG, as TensorFlow's distribution strategies read it: {"cluster":
+            {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}. Empty: there is one process.
     Attributes:
-        share: the slice of a batch that is this worker's.
+        replicas: this process's Replicas.
+        share: the slice of a batch that this worker takes.
     Raises:
-        UserError: `tf_config` is not understood, or the batch cannot be divided.
+        UserError: `tf_config` is not understood, or the batch cannot be divided evenly.
     """
 
     def __init__(self, batch_size=1, devices=0, sync_batch_norm=False, timeout=60.0, tf_config=""):
@@ -119,7 +64,7 @@ class Cluster:
                     index == 0, sync_batch_norm and shared) for index in range(self.devices)]
         self.target = ""
         self._number = 0
-        self._server = self._watch = None
+        self._server = self._heartbeat = None
 
     @property
     def alone(self):
@@ -132,7 +77,7 @@ class Cluster:
         return self.task == 0
 
     def description(self):
-        """How many share each batch, to be said after the devices' names; nothing where there is one."""
+        """How many replicas share each batch, as text to follow the devices' names; empty for one replica."""
         if self.count == 1:
             return ""
         if self.alone and self._kind == "cpu":
@@ -140,21 +85,26 @@ class Cluster:
         return "; %d worker%s of %d device%s share each batch" % (
             len(self.workers), "s" if len(self.workers) > 1 else "", self.devices, "s" if self.devices > 1 else "")
 
-    def configure(self, config):
-        """Sets in a tf.ConfigProto what the cluster needs; returns it."""
+    def session_config(self, precision="float32"):
+        """A tf.ConfigProto: soft placement, GPU memory as it is needed, and what the replicas and workers need."""
+        config = tf.ConfigProto(allow_soft_placement=True)
+        config.gpu_options.allow_growth = True
+        # Leaves out TensorFlow's graph optimizer, which takes most of the first step's time and makes later steps
+        # hardly faster. With bfloat16 it must stay: without it, compiled passes span devices and fail.
+        config.graph_options.place_pruned_graph = precision != "bfloat16"
         if self._kind == "cpu":
             config.device_count["CPU"] = self.devices
-            if self.devices >= cores():  # each has its own part to work on: no operation needs two
+            if self.devices >= cores():  # each replica keeps one core busy: no operation needs two
                 config.intra_op_parallelism_threads = 1
                 config.inter_op_parallelism_threads = cores()
         if not self.alone:
             config.isolate_session_state = True
-            config.inter_op_parallelism_threads = cores() + 4  # signs of life need one while others wait
+            config.inter_op_parallelism_threads = cores() + 4  # heartbeats need a thread while others wait
             config.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
             config.device_filters.append("/job:worker/task:%d" % self.task)
         return config
 
-    # What stands in the graph
+    # In the graph
 
     def split(self, x):
         """The parts of a tensor [N, ...] that this process's replicas take."""
@@ -176,7 +126,7 @@ class Cluster:
         return [tf.reshape(part, mean.shape) for part, mean in zip(parts, means)]
 
     def build_agreement(self):
-        """To be called once the graph has all its variables: builds what `copy_from_chief` and `total` run."""
+        """Builds what `copy_from_chief` and `total` run; call it when the graph has all its variables."""
         if self.alone:
             return
         self._value = tf.placeholder(tf.float64, [None], "of_this_worker")
@@ -196,9 +146,9 @@ class Cluster:
     def _sum(self, x):
         self._number += 1
         with tf.device(self.replicas[0].device):
-            return _all_sum(x, len(self.workers), _WORKERS, self._number)
+            return all_sum(x, len(self.workers), _GROUP, self._number)
 
-    # While it runs
+    # In the session
 
     def start(self, config):
         """Starts TensorFlow's server, and waits for the other workers.
@@ -217,21 +167,35 @@ class Cluster:
                             % (self.workers[self.task], self.task, error.message.splitlines()[0])) from None
         self.target = self._server.target
         others = range(1, len(self.workers)) if self.is_chief else [0]
-        self._watch = _Watch(self.target, self.workers, self.task, others, self.timeout)
-        self._watch.wait()
+        self._heartbeat = Heartbeat(self.target, self.workers, self.task, others, self.timeout)
+        self._heartbeat.wait()
         if not self.is_chief:
             say("worker %d of %d: worker 0 (%s) shows and writes what comes of it"
                 % (self.task, len(self.workers), self.workers[0]))
 
     def leave(self, sess):
-        """Ends the watch over the others, once all have come here: they may end now."""
+        """Waits until all workers have come here, after which each may end."""
         if not self.alone:
-            self._watch.leaving = True
+            self._heartbeat.leaving = True
             try:
                 sess.run(self._total, {self._value: [0.0]},
                          options=tf.RunOptions(timeout_in_ms=int(1000 * self.timeout)))
             except tf.errors.OpError:
                 pass  # all that was to be done is done
+
+    def number_from_chief(self, number, config):
+        """The chief's value of a number, in every worker; before the graph is built.
+
+        Args:
+            number: an integer; used in the chief alone.
+            config: the session's tf.ConfigProto.
+        """
+        if self.alone:
+            return number
+        with tf.Graph().as_default() as graph, tf.device(self.place):
+            total = self._sum(tf.constant(float(number if self.is_chief else 0)))
+            with tf.Session(self.target, config=config, graph=graph) as sess:
+                return int(sess.run(total))
 
     def copy_from_chief(self, sess):
         """Sets all variables to the chief's values."""
@@ -252,83 +216,13 @@ class Cluster:
 
     @contextlib.contextmanager
     def watched(self):
-        """In it, an error of a session that comes from the loss of a worker ends this process as the watch does."""
+        """A context in which a session error that a lost worker causes ends this process as its heartbeat would."""
         try:
             yield
         except OF_OTHERS:
-            if self._watch is not None:
-                self._watch.hurry()
+            if self._heartbeat is not None:
+                self._heartbeat.hurry()
             raise
-
-
-class _Watch:
-    """Threads that hear from other workers every second, and end this process when one has been silent for too long.
-
-    Only so is the end certain: a session that waits for a lost worker may never return.
-    """
-
-    def __init__(self, target, workers, task, others, timeout):
-        self.leaving = False
-        self._workers = workers
-        self._timeout = timeout
-        self._heard = {}
-        self._all_here = threading.Event()
-        self._began = time.monotonic()
-        self._others = list(others)
-        for other in self._others:
-            threading.Thread(target=self._listen, args=(target, task, other), daemon=True).start()
-        threading.Thread(target=self._judge, daemon=True).start()
-
-    def wait(self):
-        """Returns when all have been heard of."""
-        if not self._all_here.wait(5.0):
-            missing = [self._name(other) for other in self._others if other not in self._heard]
-            say("waiting for %s" % ", ".join(missing))
-            self._all_here.wait()
-
-    def hurry(self):
-        """To be called when something went wrong: ends this process if one of the others is silent now, or returns."""
-        self._timeout = min(self._timeout, 5 * HEARTBEAT_SECONDS)
-        time.sleep(2 * self._timeout)
-
-    def _listen(self, target, task, other):
-        """Lets the other worker run an operation every second."""
-        config = tf.ConfigProto(isolate_session_state=True, device_filters=[
-            "/job:worker/task:%d" % task, "/job:worker/task:%d" % other])
-        with tf.Graph().as_default():
-            with tf.device("/job:worker/task:%d/cpu:0" % other):
-                sign = tf.random.stateless_uniform([], [0, 0])  # not a constant, which would not leave this process
-            try:
-                with tf.Session(target, config=config) as sess:
-                    while True:
-                        sess.run(sign)
-                        self._heard[other] = time.monotonic()
-                        if len(self._heard) == len(self._others):
-                            self._all_here.set()
-                        time.sleep(HEARTBEAT_SECONDS)
-            except tf.errors.OpError:
-                if not self.leaving:
-                    self._end("%s was lost" % self._name(other))
-
-    def _judge(self):
-        while not self.leaving:
-            now = time.monotonic()
-            for other in self._others:
-                if other not in self._heard:
-                    if now - self._began > START_PATIENCE * self._timeout:
-                        self._end("%s did not come within %g seconds" % (self._name(other),
-                                                                         START_PATIENCE * self._timeout))
-                elif now - self._heard[other] > self._timeout:
-                    self._end("%s was lost, silent for %g seconds" % (self._name(other), self._timeout))
-            time.sleep(HEARTBEAT_SECONDS / 4)
-
-    def _name(self, task):
-        return "worker %d (%s)" % (task, self._workers[task])
-
-    def _end(self, what):
-        print("Densenet.py: %s: start all workers again, they go on from the newest checkpoint" % what,
-              file=sys.stderr, flush=True)
-        os._exit(1)
 
 
 def _workers(tf_config):
@@ -349,22 +243,3 @@ def _workers(tf_config):
         raise UserError('TF_CONFIG is not understood: set it to {"cluster": {"worker": ["host:port", ...]}, "task": '
                         '{"type": "worker", "index": 0}}, with distinct addresses and this one\'s index among them')
     return workers, task
-
-
-class Nothing:
-    """In a worker that is not the chief, stands for an object of a class that only the chief has: its methods do
-    nothing.
-    """
-
-    def __init__(self, kind):
-        self._kind = kind
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def __getattr__(self, name):
-        getattr(self._kind, name)  # a method that is not there is an error here, too
-        return lambda *_, **__: None

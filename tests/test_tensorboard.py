@@ -2,18 +2,17 @@
 
 import io
 import json
-import types
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from helpers import arguments_for, assert_equal_weights, weights_of
 from PIL import Image
 from tensorboard.plugins.hparams import plugin_data_pb2
-from test_densenet import arguments_for, assert_equal_weights, weights_of
 
 import Densenet
 from support import UserError
-from support.report import HISTOGRAMS, Report
+from support.training_run import HISTOGRAMS, histograms_are_due
 
 
 def values(folder, tag):
@@ -76,10 +75,9 @@ def test_histograms_are_of_the_weights_scales_and_gradients(logs):
 
 
 def test_a_long_run_has_histograms_now_and_then():
-    report = Report(types.SimpleNamespace(total_epochs=300), None, None)
-    report.steps_per_epoch = 10
-    wanted = [step for step in range(1, 3001) if report.wants_histograms(step)]
-    assert len(wanted) == HISTOGRAMS and wanted[0] == 150 and wanted[-1] == 3000
+    wanted = [epoch for epoch in range(1, 301) if histograms_are_due(epoch, 300)]
+    assert len(wanted) == HISTOGRAMS and wanted[0] == 15 and wanted[-1] == 300
+    assert [histograms_are_due(epoch, 3) for epoch in (1, 2, 3)] == [True] * 3
 
 
 def test_gradients_that_are_no_numbers_leave_the_word_to_the_loss(tiny_mnist, folder):

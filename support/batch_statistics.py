@@ -1,0 +1,345 @@
+"""How do the layers of a dense block share batch statistics, and what is recomputed to save memory?
+
+Sharing. Every layer of a dense block normalizes all feature maps before it. The layers differ in scale and offset
+(gamma, beta), but the batch mean and variance of a feature map are the same for all of them. `SharedStatistics`
+computes these once for each map; those of a concatenation are the concatenated ones of its parts:
+
+    x0 --> mean, variance --+--> layer 1 normalizes [x0] ---------> x1
+    x1 --> mean, variance --+--> layer 2 normalizes [x0, x1] -----> x2
+    x2 --> mean, variance --+--> layer 3 normalizes [x0, x1, x2] -> x3
+
+In the backward pass, x0 would get one gradient from its statistics and one from each layer, and each would be a pass
+over memory of its own. So each operation that reads x also returns a copy of x (the same buffer), and the next one
+reads that copy. The gradient of the copy arrives first; the operation adds its own part to it in the same pass:
+
+    x0 --> statistics --> copy --> layer 1 --> copy --> layer 2 --> copy ...        `latest(x0)` is the last copy
+
+Recomputation (`memory_efficient`; Pleiss et al. 2017, arXiv 1707.06990). Concatenations and normalized activations are
+cheap to compute and take most of the memory of a step. They are then not kept for the backward pass:
+`SharedStatistics.normalize` returns a `Recomputed`, which stands for the normalized tensor. `conv_layer` and
+`Average_pooling` read it through `product_of` and `mapped`, which compute it once forward and once more backward.
+
+Compiled passes. TensorFlow's batch-normalization kernels are fast in float32 and float16. In any other type, bfloat16
+above all, the same formula runs as element-wise operations. XLA compiles these into single passes over memory, for
+tensors large enough to repay the compilation.
+
+Moving averages. `SharedStatistics` collects the batch statistics of the whole network, and the training step advances
+all moving averages together: one operation for each layer would add thousands of operations to the graph.
+"""
+
+import collections
+import contextlib
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+DECAY = 0.9
+EPSILON = 0.001
+TYPES_WITH_FAST_KERNELS = (tf.float32, tf.float16)
+COMPILED_FROM = 2 ** 17  # elements: the smallest tensor whose element-wise work XLA compiles
+
+# The variables of one batch normalization that follow the batches: the moving averages of mean and variance, the mean
+# before its bias to 0 is removed, and the number of batches seen.
+MovingStatistics = collections.namedtuple("MovingStatistics", "mean variance biased local_step")
+
+
+def advance_moving_statistics(moving, mean, variance):
+    """Updates the moving averages of some batch normalizations together (formulas: `ops.Batch_Normalization`).
+
+    Args:
+        moving: a list of MovingStatistics.
+        mean, variance: the batch's, float32 [sum of the channels], concatenated in the order of `moving`.
+    Returns:
+        a list of operations.
+    """
+    channels = [int(each.mean.shape[0]) for each in moving]
+    steps = tf.stack([each.local_step for each in moving]) + 1
+    old_biased = tf.concat([each.biased for each in moving], 0)
+    biased = old_biased - (1 - DECAY) * (old_biased - mean)
+    debiased = biased / tf.gather(1 - tf.pow(DECAY, steps), np.repeat(np.arange(len(moving)), channels))
+    old_variance = tf.concat([each.variance for each in moving], 0)
+    new_variance = old_variance - (1 - DECAY) * (old_variance - variance)
+    values = zip(tf.split(debiased, channels), tf.split(new_variance, channels), tf.split(biased, channels),
+                 tf.unstack(steps))
+    return [variable.assign(value, read_value=False)
+            for each, its_values in zip(moving, values) for variable, value in zip(each, its_values)]
+
+
+class SharedStatistics:
+    """The batch statistics of one network in training, on one replica.
+
+    Args:
+        replica: the `support.replicas.Replica` that computes the network. Where its `sync_batch_norm` is set, the
+            statistics are those of the whole batch, over all replicas.
+    Attributes:
+        collected: [(MovingStatistics, mean, variance)] of each batch normalization, in the order of the graph.
+    """
+
+    def __init__(self, replica):
+        self.replica = replica
+        self.collected = []
+        self._parts = {}  # name of a concatenation: its parts
+        self._statistics = {}  # name of a tensor: (mean, variance)
+        self._copies = {}  # name of a tensor: the copy that the next operation reads
+
+    def concatenate(self, layers):
+        """Concatenates channels, and remembers of what."""
+        layers = [self.latest(layer) for layer in layers]
+        x = tf.concat(layers, axis=3)
+        self._parts[x.name] = layers
+        return x
+
+    def normalize(self, x, gamma, beta, moving, relu, memory_efficient=False):
+        """Normalizes x by the batch, and collects the statistics for `moving`.
+
+        Args:
+            x: [N, H, W, C].
+            gamma, beta: scale and offset, float32 [C].
+            relu: whether the result is rectified.
+            memory_efficient: whether x, if it is a concatenation, and the result are recomputed in the backward pass.
+        Returns:
+            [N, H, W, C]; with `memory_efficient` a `Recomputed`.
+        """
+        if x.name not in self._parts and not self.replica.sync_batch_norm:
+            y, mean, variance = normalized_by_batch(x, gamma, beta, relu)
+            if memory_efficient:
+                y = _recomputed(x, y, gamma, beta, relu)
+        else:
+            mean, variance = self._measured(x)
+            if memory_efficient:
+                y = self._recomputed_concatenation(x, mean, variance, gamma, beta, relu)
+            else:
+                y, copy = _normalized_concatenation(self._latest_parts(x), mean, variance, gamma, beta, relu)
+                self._set_copy(x, copy, mean, variance)
+            count = _count(x) * (self.replica.count if self.replica.sync_batch_norm else 1)
+            variance *= _bessel(count)
+        self.collected.append((moving, mean, variance))
+        return y
+
+    def latest(self, x):
+        """The copy of x that the next operation is to read, or x."""
+        while x.name in self._copies:
+            x = self._copies[x.name]
+        return x
+
+    def _set_copy(self, x, copy, mean, variance):
+        x = self.latest(x)
+        self._copies[x.name] = copy
+        self._statistics[x.name] = self._statistics[copy.name] = mean, variance
+        if x.name in self._parts:
+            self._parts[copy.name] = self._parts[x.name]
+
+    def _latest_parts(self, x):
+        return [self.latest(part) for part in self._parts.get(x.name, [x])]
+
+    def _leaves(self, x):
+        """The tensors that x concatenates, directly or through other concatenations."""
+        if x.name not in self._parts:
+            return [x]
+        return [leaf for part in self._parts[x.name] for leaf in self._leaves(part)]
+
+    def _measured(self, x):
+        """Mean [C] and biased variance [C] of x; of a concatenation, those of its parts."""
+        x = self.latest(x)
+        if x.name not in self._statistics and x.name in self._parts:
+            means, variances = zip(*(self._measured(part) for part in self._parts[x.name]))
+            self._statistics[x.name] = tf.concat(means, 0), tf.concat(variances, 0)
+        elif x.name not in self._statistics:
+            copy, mean, variance = _statistics(x)
+            if self.replica.sync_batch_norm:
+                means, squares = tf.unstack(self.replica.mean_over_all(tf.stack([mean, variance + tf.square(mean)])))
+                mean, variance = means, squares - tf.square(means)
+            self._set_copy(x, copy, mean, variance)
+        return self._statistics[x.name]
+
+    def _recomputed_concatenation(self, x, mean, variance, gamma, beta, relu):
+        """A Recomputed of x, a concatenation: neither x nor its normalization is kept."""
+        def fed_into(product, weights):
+            @tf.custom_gradient
+            def function(mean, variance, gamma, beta, weights, *parts):
+                joined = tf.concat(parts, axis=3)
+
+                def gradient(dproduct, dx):
+                    with tf.control_dependencies([dproduct]):  # not before the backward pass needs it
+                        # Some parts are concatenations themselves, which are not kept.
+                        again = tf.concat(self._leaves(x), axis=3)
+                    y = normalized(again, mean, variance, gamma, beta, relu)
+                    dy, dweights = tf.gradients(product(y, weights), [y, weights], dproduct)
+                    through, *others = _normalization_gradients(again, y, mean, variance, gamma, relu, dy)
+                    return others + [dweights] + _gradients_of_parts(through, dx, parts)
+
+                return (product(normalized(joined, mean, variance, gamma, beta, relu), weights), joined), gradient
+
+            output, copy = function(mean, variance, gamma, beta, weights, *self._latest_parts(x))
+            self._set_copy(x, copy, mean, variance)
+            return output
+
+        return Recomputed(x, fed_into)
+
+
+class Recomputed:
+    """Stands for a normalized x that is recomputed in the backward pass of whatever reads it.
+
+    Attributes:
+        shape, dtype: x's; of the shape only the channels are known.
+        fed_into: a function of (product, weights) that returns product(normalized x, weights).
+    """
+
+    def __init__(self, x, fed_into):
+        self.shape = tf.TensorShape([None, None, None, x.shape[-1]])
+        self.dtype = x.dtype
+        self.fed_into = fed_into
+
+
+def product_of(x, weights, product):
+    """product(x, weights), where x is a tensor or a `Recomputed`."""
+    return x.fed_into(product, weights) if isinstance(x, Recomputed) else product(x, weights)
+
+
+def mapped(x, function):
+    """function(x), of a tensor or of a `Recomputed`; the function leaves the channels as they are."""
+    if not isinstance(x, Recomputed):
+        return function(x)
+    return Recomputed(x, lambda product, weights: x.fed_into(
+        lambda y, weights: product(function(y), weights), weights))
+
+
+def normalized_by_batch(x, gamma, beta, relu=False):
+    """(normalized x, rectified if `relu`; the batch's mean [C]; its unbiased variance [C]), by TensorFlow's kernel."""
+    y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=EPSILON)
+    return tf.nn.relu(y) if relu else y, mean, variance
+
+
+def normalized(x, mean, variance, gamma, beta, relu=False, training=True):
+    """gamma · (x - mean) / √(variance + ε) + beta, rectified if `relu`, in the faster of two ways: see `_is_fast`."""
+    if _is_fast(x, training):
+        y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=EPSILON, is_training=False)
+        return tf.nn.relu(y) if relu else y
+    # Variables are read here, outside: XLA ends a compiled pass where it reads a variable of another device.
+    mean, variance, gamma, beta = map(tf.convert_to_tensor, (mean, variance, gamma, beta))
+    with _compiled(x):
+        y = (tf.cast(x, tf.float32) - mean) * (gamma * tf.rsqrt(variance + EPSILON)) + beta
+        return tf.cast(tf.nn.relu(y) if relu else y, x.dtype)
+
+
+def _recomputed(x, y, gamma, beta, relu):
+    """A Recomputed of y, which is the result of `normalized_by_batch`: y is not kept."""
+    def fed_into(product, weights):
+        @tf.custom_gradient
+        def function(y, *arguments):  # y gets no gradient; as an argument, it hides gamma and beta from the search
+            def gradient(dproduct):
+                with tf.control_dependencies([dproduct]):  # not before the backward pass needs it
+                    again = [tf.identity(argument) for argument in arguments]
+                y, _, _ = normalized_by_batch(*again[:3], relu=relu)
+                return [None] + tf.gradients(product(y, again[3]), again, dproduct)
+
+            return product(y, arguments[3]), gradient
+
+        return function(y, x, gamma, beta, weights)
+
+    return Recomputed(x, fed_into)
+
+
+@tf.custom_gradient
+def _statistics(x):
+    """(a copy of x, its mean [C], its biased variance [C] over N, H and W), the statistics in float32."""
+    count = _count(x)
+    if _is_fast(x):
+        ones = tf.ones([x.shape[3]])
+        _, mean, variance = tf.nn.fused_batch_norm(x, ones, tf.zeros_like(ones), epsilon=EPSILON)
+        variance *= 1 / _bessel(count)  # the kernel's variance is unbiased
+    else:
+        mean = _channel_sums(x) / count
+        with _compiled(x):
+            squares = tf.square(tf.cast(x, tf.float32) - mean)
+        variance = _channel_sums(squares) / count
+
+    def gradient(dx, dmean, dvariance):
+        # dx + 2 (x - mean) dvariance / n + dmean / n. The last two terms are a normalization, by a variance of 1 - ε.
+        unit = tf.fill(mean.shape, 1.0 - EPSILON)
+        with _compiled(x):
+            return dx + normalized(x, mean, unit, 2 * dvariance / count, dmean / count)
+
+    return (tf.identity(x), mean, variance), gradient
+
+
+def _normalized_concatenation(parts, mean, variance, gamma, beta, relu):
+    """(the normalized concatenation of the parts, rectified if `relu`; the concatenation itself)."""
+    @tf.custom_gradient
+    def function(mean, variance, gamma, beta, *parts):
+        x = tf.concat(parts, axis=3)
+        y = normalized(x, mean, variance, gamma, beta, relu)
+
+        def gradient(dy, dx):
+            through, *others = _normalization_gradients(x, y, mean, variance, gamma, relu, dy)
+            return others + _gradients_of_parts(through, dx, parts)
+
+        return (y, x), gradient
+
+    return function(mean, variance, gamma, beta, *parts)
+
+
+def _gradients_of_parts(through, dx, parts):
+    """Splits the gradient of a concatenation: the sum of that through its normalization and that of its copy, dx."""
+    if dx is not None and dx.op.type != "ZerosLike":  # TensorFlow passes zeros where nothing reads the copy
+        through += dx
+    return tf.split(through, [int(part.shape[3]) for part in parts], axis=3)
+
+
+def _normalization_gradients(x, y, mean, variance, gamma, relu, dy):
+    """The gradients of x, mean, variance, gamma and beta, from the gradient dy of y = normalized(x, …).
+
+    With x̂ = (x - mean) / √(variance + ε): dgamma = Σ dy · x̂, dbeta = Σ dy, dmean = -gamma / √(variance + ε) · dbeta,
+    dvariance = -gamma / (2 (variance + ε)) · dgamma.
+    """
+    inverse = tf.rsqrt(variance + EPSILON)
+    if _is_fast(x):
+        if relu:
+            dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
+        dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=dy, x=x, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
+            reserve_space_3=tf.zeros([0]), epsilon=EPSILON, is_training=False)
+    else:
+        with _compiled(x):
+            if relu:
+                dy = tf.where(y > 0, dy, tf.zeros_like(dy))
+            wide_dy = tf.cast(dy, tf.float32)
+            dx = tf.cast(wide_dy * (gamma * inverse), x.dtype)
+            products = tf.cast(wide_dy * (tf.cast(x, tf.float32) - mean), x.dtype)
+        dgamma, dbeta = inverse * _channel_sums(products), _channel_sums(dy)
+    return [dx, -gamma * inverse * dbeta, -0.5 * gamma * tf.square(inverse) * dgamma, dgamma, dbeta]
+
+
+def _is_fast(x, training=True):
+    """Whether TensorFlow's batch-normalization kernel is to be used for x.
+
+    In training it is not for maps of one pixel, where a kernel call takes longer than single operations (network
+    densenet_mnist_first on a CPU: 31 instead of 27 ms a step). In inference it is, because the export folds kernels.
+    """
+    return x.dtype in TYPES_WITH_FAST_KERNELS and not (training and x.shape[1:3].num_elements() == 1)
+
+
+def _channel_sums(x):
+    """[N, H, W, C] to the float32 sums [C]. Pooling is the fastest way over many pixels on a CPU."""
+    _, height, width, _ = x.shape.as_list()
+    if height * width == 1:
+        return tf.reduce_sum(tf.cast(x, tf.float32), [0, 1, 2])
+    means = tf.cast(tf.nn.avg_pool2d(x, [height, width], 1, "VALID"), tf.float32)
+    return tf.reduce_sum(means, [0, 1, 2]) * (height * width)
+
+
+def _compiled(x):
+    """A scope that XLA compiles, if x has no fast kernel and is large enough to repay the compilation."""
+    if x.dtype not in TYPES_WITH_FAST_KERNELS and (x.shape.num_elements() or 0) >= COMPILED_FROM:
+        return tf.xla.experimental.jit_scope()
+    return contextlib.nullcontext()
+
+
+def _count(x):
+    """The number of values per channel in [N, H, W, C]: a float, or a tensor if N is unknown."""
+    return float(x.shape[:3].num_elements() or 0) or tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
+
+
+def _bessel(count):
+    """n / (n - 1), which makes a variance of n values unbiased; 1 for a single value."""
+    return count / (max(count - 1, 1) if isinstance(count, float) else tf.maximum(count - 1, 1))

@@ -1,0 +1,141 @@
+"""How are checkpoints saved, pruned and restored, and damaged ones skipped?"""
+
+import glob
+import os
+import re
+
+import tensorflow.compat.v1 as tf
+
+from support import UserError, say
+from support.run_directory import CHECKPOINT
+
+# How restoring reports that a file is damaged or missing; ValueError: the index is missing.
+DAMAGED = (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.NotFoundError, ValueError)
+
+
+def step_of(checkpoint):
+    """The global step at which a checkpoint, given by its path, was saved."""
+    return int(tf.train.load_checkpoint(checkpoint).get_tensor("global_step"))
+
+
+class Checkpoints:
+    """Numbered checkpoints of a session: the newest few, and the best on validation in the folder `best`.
+
+    Make it when the graph has all its variables.
+
+    Args:
+        directory: the `support.run_directory.RunDirectory`.
+        keep: number of newest checkpoints that are kept.
+    """
+
+    def __init__(self, directory, keep=3):
+        self.directory = directory
+        self.keep = keep
+        # The Saver keeps all: its own list of old files is lost when the process is killed.
+        self.saver = tf.train.Saver(max_to_keep=None, save_relative_paths=True)
+        self._earlier_saver = None
+        with tf.name_scope("finite"):
+            self._finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(variable)) for variable
+                                          in tf.global_variables() if variable.dtype.base_dtype.is_floating])
+
+    def save(self, session, step):
+        """Saves the newest checkpoint, `dense.ckpt-<step>`."""
+        self._save(session, "", step, self.keep)
+
+    def save_best(self, session, step):
+        """Saves the best checkpoint so far, `best/dense.ckpt-<step>`."""
+        self._save(session, "best", step, 1)
+
+    def _save(self, session, folder, step, keep):
+        if not session.run(self._finite):  # a finite loss may still have had an infinite gradient
+            raise UserError("step %d made weights infinite: lower init_learning_rate or raise epsilon; this is not "
+                            "saved, the checkpoints before it are kept" % step)
+        path = os.path.join(self.directory.path, folder)
+        try:
+            os.makedirs(path, exist_ok=True)
+            self.saver.save(session, os.path.join(path, CHECKPOINT), global_step=step, write_meta_graph=False)
+            # Those of later steps are damaged ones, which were skipped: they do not count.
+            past = [prefix for saved, prefix in self.directory.checkpoints(folder) if saved <= step]
+            for prefix in past[keep:]:
+                tf.train.remove_checkpoint(prefix)
+        except (OSError, ValueError, tf.errors.OpError) as error:
+            problem = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+            raise UserError("cannot save a checkpoint in %s (%s): make room there; the same command then goes on from "
+                            "the newest one" % (path, problem.splitlines()[0])) from None
+
+    def restore_newest(self, session):
+        """Restores the newest intact checkpoint, the best on validation among them, saying which ones were skipped.
+
+        Returns:
+            whether there was one.
+        Raises:
+            UserError: there are checkpoints, but none is intact, or they cannot be read.
+        """
+        found = sorted(self.directory.checkpoints() + self.directory.checkpoints("best"),
+                       key=lambda entry: entry[0], reverse=True)
+        if self._restore_first(session, found):
+            return True
+        # progress.json is written after each save: without it, what was found is a first save that was broken off.
+        if found and os.path.exists(os.path.join(self.directory.path, "progress.json")):
+            raise UserError("no checkpoint in %s is intact, and nothing is started afresh over them: "
+                            "move the folder away, or set run_name to another name" % self.directory.path)
+        return False
+
+    def restore_for_use(self, session, chosen="best"):
+        """Restores the best checkpoint on validation, or the newest one where there is none that is intact.
+
+        Args:
+            chosen: the one to restore instead: a path, or a name in the run's directory, `dense.ckpt-<step>`;
+                "best" for the usual choice.
+        Returns:
+            the path of the one that was restored.
+        Raises:
+            UserError: there is none that is intact.
+        """
+        found = self.directory.checkpoints("best") + self.directory.checkpoints()
+        if not found:
+            raise UserError("%s has no checkpoint yet: leave mode out to go on with its training" % self.directory.path)
+        if chosen != "best":
+            name = re.sub(r"\.(index|data-\d+-of-\d+)$", "", chosen)
+            paths = [os.path.join(folder, name) for folder in ("", self.directory.path,
+                                                               os.path.join(self.directory.path, "best"))]
+            known = ", ".join(path for _, path in found)
+            found = [(0, path) for path in paths if glob.glob(glob.escape(path) + ".*")][:1]
+            if not found:
+                raise UserError("there is no checkpoint %s: those of this run are %s" % (chosen, known))
+        restored = self._restore_first(session, found)
+        if not restored:
+            if chosen == "best":
+                raise UserError("no checkpoint of %s is intact: train the run again, under another run_name"
+                                % self.directory.path)
+            raise UserError("%s is damaged or of another network: leave checkpoint out for the best intact one"
+                            % chosen)
+        return restored
+
+    def _restore_first(self, session, found):
+        """Restores the first intact one of [(step, path)]; returns its path, or None."""
+        for _, prefix in found:
+            try:
+                self._saver_for(prefix).restore(session, prefix)
+            except DAMAGED as error:
+                say("skipped %s: it is damaged or incomplete (%s)" % (prefix, type(error).__name__))
+                continue
+            except tf.errors.OpError as error:
+                raise UserError("cannot restore %s (%s): if it was saved by another version of the network, set "
+                                "run_name to another name" % (prefix, error.message.splitlines()[0])) from None
+            return prefix
+        return None
+
+    def _saver_for(self, prefix):
+        """The Saver that reads a checkpoint: earlier versions numbered the blocks of some networks from 1, not 0."""
+        try:
+            saved = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+        except (tf.errors.OpError, ValueError, IndexError, RuntimeError):
+            return self.saver  # damaged, as restoring it will report
+        if any(name.startswith("dense_0/") for name in saved) or not any(name.startswith("dense_1/") for name in saved):
+            return self.saver
+        if self._earlier_saver is None:
+            self._earlier_saver = tf.train.Saver({
+                re.sub(r"^(dense|trans)_(\d+)/", lambda found: "%s_%d/" % (found.group(1), int(found.group(2)) + 1),
+                       variable.op.name): variable for variable in tf.global_variables()})
+        return self._earlier_saver

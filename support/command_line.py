@@ -1,0 +1,60 @@
+"""What does the program do with its command line, and with which status does it end?
+
+0: done. 1: an error that the user can cause, as one sentence. 128 + number: stopped by a signal.
+"""
+
+import os
+import signal
+import sys
+
+import tensorflow.compat.v1 as tf
+
+from support import UserError, say, settings
+from support.interruption import Stopped
+
+
+def main(module, arguments):
+    """Runs the mode that the arguments choose; returns the exit status.
+
+    Args:
+        module: Densenet.py's module: `choose`, and a function for each mode.
+        arguments: those of the command line.
+    """
+    mode = "train"
+    try:
+        if {"--help", "-h"} & set(arguments):
+            config = module.choose([argument for argument in arguments if argument not in ("--help", "-h")])
+            say(module.__doc__)
+            say("Hyperparameters, with their values for dataset=%s:" % config.dataset)
+            say(settings.help_text(module, vars(config)))
+        else:
+            mode = module.choose(arguments).mode
+            getattr(module, mode)(arguments)
+    except UserError as error:
+        return _failed(error)
+    except tf.errors.ResourceExhaustedError:
+        return _failed("there is not enough memory: %s" % (
+            "lower batch_size or growth_k, or set memory_efficient=True" if mode == "train" else
+            "close other programs"))
+    except Stopped as stop:
+        return _failed(stop, 128 + stop.signal_number)
+    except KeyboardInterrupt:  # before the first step, or the second Ctrl-C
+        return _failed("stopped at once%s" % (
+            "; the same command goes on from the newest checkpoint" if mode == "train" else ""), 128 + signal.SIGINT)
+    return 0
+
+
+def run(module):
+    """Runs the program with this process's arguments, and ends the process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    status = main(module, sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C has nothing left to stop
+    if status == 128 + signal.SIGINT:
+        sys.stderr.flush()
+        os._exit(status)  # the interpreter's own end can abort in the thread that prepares batches
+    sys.exit(status)
+
+
+def _failed(message, status=1):
+    print("Densenet.py: %s" % message, file=sys.stderr)
+    return status

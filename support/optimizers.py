@@ -1,0 +1,65 @@
+"""Which optimizers are there, and which settings does each bring along?"""
+
+import tensorflow.compat.v1 as tf
+
+# The recipe of the paper's section 4.2. It replaces the data set's values; given and edited settings replace it.
+MOMENTUM_RECIPE = dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, label_smoothing=0.0,
+                       flip_average=False, shift_average=0, batch_size=64, total_epochs=300, precision="float32")
+
+
+def recipe_of(optimizer, augmentation):
+    """The settings that `optimizer=NAME` brings, {name: value}; `augmentation`: whether the run augments its images."""
+    if optimizer != "momentum":
+        return {}
+    return MOMENTUM_RECIPE if augmentation else dict(MOMENTUM_RECIPE, dropout_rate=0.2)  # section 4.2, last paragraph
+
+
+class AdamW(tf.train.AdamOptimizer):
+    """Adam with decoupled weight decay, Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2."""
+
+    def __init__(self, rate, epsilon, weight_decay):
+        super().__init__(rate, epsilon=epsilon)
+        self._rate, self._weight_decay = rate, weight_decay
+
+    def apply_gradients(self, gradients, global_step=None, name=None):
+        """As in `tf.train.Optimizer`; `gradients`: [(gradient, variable)], all of which decay."""
+        decays = []
+        if self._weight_decay:
+            # The decay must follow the gradients, which are of the weights before it. One group for all of them: if
+            # each decay waited for each gradient, the dependencies would grow with the square of the variables.
+            with tf.control_dependencies([tf.group(*(gradient for gradient, _ in gradients))]):
+                decays = [variable.assign_sub(self._rate * self._weight_decay * variable, read_value=False)
+                          for _, variable in gradients]
+        with tf.control_dependencies([tf.group(*decays)]):
+            return super().apply_gradients(gradients, global_step, name)
+
+
+class NesterovL2(tf.train.MomentumOptimizer):
+    """Stochastic gradient descent with Nesterov's momentum 0.9 and L2 weight decay, as in the paper's section 4.2."""
+
+    def __init__(self, rate, weight_decay):
+        super().__init__(rate, 0.9, use_nesterov=True)
+        self._weight_decay = weight_decay
+
+    def apply_gradients(self, gradients, global_step=None, name=None):
+        """As in `tf.train.Optimizer`; `gradients`: [(gradient, variable)], all of which decay."""
+        if self._weight_decay:
+            gradients = [(gradient + self._weight_decay * variable, variable) for gradient, variable in gradients]
+        return super().apply_gradients(gradients, global_step, name)
+
+
+def optimizer_of(config, rate):
+    """The optimizer of a run.
+
+    Args:
+        config: has `optimizer`, `epsilon`, `weight_decay` and `precision`.
+        rate: the learning rate, a float32 scalar tensor.
+    """
+    if config.optimizer == "momentum":
+        optimizer = NesterovL2(rate, config.weight_decay)
+    else:
+        optimizer = AdamW(rate, config.epsilon, config.weight_decay)
+    if config.precision == "float16":  # scales the loss, as small gradients would be 0 (Micikevicius et al. 2018,
+        # arXiv 1710.03740)
+        optimizer = tf.train.experimental.MixedPrecisionLossScaleOptimizer(optimizer, "dynamic")
+    return optimizer

@@ -1,0 +1,135 @@
+"""Batches and random changes of images, against NumPy in float64 and SciPy."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+from helpers import tiny_config
+
+import Densenet
+from support.augmentation import (
+    RandomShare,
+    data_augmentation,
+    random_crop,
+    random_cutout,
+    random_rotation,
+    training_batches,
+)
+
+
+class Drawn:
+    """In place of a RandomState: gives what the test wants drawn."""
+
+    def __init__(self, *values):
+        self.values = list(values)
+
+    def uniform(self, low, high, size):
+        return self._next(low, high, size)
+
+    def randint(self, low, high, size):
+        return self._next(low, high - 1, size)
+
+    def _next(self, low, high, size):
+        value = np.asarray(self.values.pop(0))
+        assert value.shape == (tuple(size) if np.iterable(size) else (size,))
+        assert (low <= value).all() and (value <= high).all()
+        return value
+
+
+def test_random_crop():
+    images = np.random.RandomState(0).rand(2, 5, 7, 3).astype(np.float32)
+    border = np.float32([7, 8, 9])
+    shifted = random_crop(images, 2, False, border, Drawn([[0, 4], [3, 2]]))  # rows from the top, columns from the left
+    np.testing.assert_array_equal(shifted[0, 2:, :6], images[0, :3, 1:])
+    np.testing.assert_array_equal(shifted[1, :3], images[1, 2:])
+    assert (shifted[0, :2] == border).all() and (shifted[0, :, 6] == border).all() and (shifted[1, 3:] == border).all()
+
+
+def test_random_cutout():
+    """By the paper: the square's middle is a pixel of the image, what is outside is cut off."""
+    images = np.random.RandomState(0).rand(3, 5, 7, 3).astype(np.float32)
+    border = np.float32([7, 8, 9])
+    hidden = random_cutout(images, 3, border, Drawn([0, 2, 4], [0, 3, 6]))  # rows, columns of the middle
+    assert hidden.dtype == np.float32
+    for image, before, row, column in zip(hidden, images, (0, 2, 4), (0, 3, 6)):
+        for i in range(5):
+            for j in range(7):
+                expected = border if abs(i - row) <= 1 and abs(j - column) <= 1 else before[i, j]
+                np.testing.assert_array_equal(image[i, j], expected)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 10.0, -37.0])
+def test_random_rotation(degrees):
+    random = np.random.RandomState(0)
+    images = np.full((2, 25, 23, 2), np.float32([3, -1]))
+    images[:, 7:18, 7:16] = random.rand(2, 11, 9, 2)
+    turned = random_rotation(images, 45.0, np.float32([3, -1]), Drawn([degrees, 0.0]))
+    for channel, border in enumerate((3, -1)):
+        expected = scipy.ndimage.rotate(images[0, ..., channel], degrees, reshape=False, order=1, cval=border)
+        np.testing.assert_allclose(turned[0, 1:-1, 1:-1, channel], expected[1:-1, 1:-1], atol=1e-4)
+    np.testing.assert_allclose(turned[1], images[1], atol=1e-5)
+
+
+def test_rotation_brings_in_the_border():
+    turned = random_rotation(np.zeros((1, 9, 9, 1), np.float32), 45.0, np.float32([5]), Drawn([45.0]))
+    np.testing.assert_array_equal(turned[0, [0, 0, 8, 8], [0, 8, 0, 8], 0], 5)
+    assert turned[0, 4, 4, 0] == 0
+
+
+def test_augmentation_shifts_by_whole_pixels_and_mirrors():
+    images = np.random.RandomState(0).rand(300, 9, 7, 2).astype(np.float32)
+    border = np.float32([-7, 5])
+    changed = data_augmentation(images, border, np.random.RandomState(1), shift=2, flip=True)
+    seen = []
+    for image, moved in zip(images, changed):
+        padded = np.empty((13, 11, 2), np.float32)
+        padded[...] = border
+        padded[2:11, 2:9] = image
+        found = [(top, left, flip) for top in range(5) for left in range(5) for flip in (1, -1)
+                 if (padded[top:top + 9, left:left + 7][:, ::flip] == moved).all()]
+        assert len(found) == 1
+        seen += found
+    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(5))
+    assert 110 < sum(flip == -1 for _, _, flip in seen) < 190
+
+
+@pytest.mark.parametrize("options", [dict(shift=2), dict(rotation=10.0), dict(flip=True), dict(shift=1, flip=True),
+                                     dict(cutout=3)])
+def test_augmentation_leaves_its_input_and_repeats(options):
+    images = np.random.RandomState(0).rand(30, 9, 7, 2).astype(np.float32)
+    before = images.copy()
+    first = data_augmentation(images, np.float32([0, 1]), np.random.RandomState(1), **options)
+    np.testing.assert_array_equal(images, before)
+    assert (first != images).any() and first.dtype == np.float32
+    np.testing.assert_array_equal(first, data_augmentation(images, np.float32([0, 1]), np.random.RandomState(1),
+                                                           **options))
+    assert (first != data_augmentation(images, np.float32([0, 1]), np.random.RandomState(2), **options)).any()
+
+
+def test_batches_cover_the_training_images_once_and_repeat(tiny_mnist):
+    config = tiny_config(tiny_mnist, augmentation=False)
+    data, _ = Densenet.prepare_data(config)
+    before = data.train.images.copy()
+    batches = list(training_batches(data, config, epoch=3, first_batch=0))
+    assert len(batches) == 6 and all(images.shape == (50, 28, 28, 1) for images, _ in batches)
+    seen = {image.tobytes() for images, _ in batches for image in images}
+    assert len(seen) == 300
+    for first, second in zip(batches[4:], training_batches(data, config, 3, 4)):
+        np.testing.assert_array_equal(first[0], second[0])
+        np.testing.assert_array_equal(first[1], second[1])
+    other = next(training_batches(data, config, 4, 0))
+    assert (other[0] != batches[0][0]).any()
+    changed = {}
+    for place in ((0, 3, 0), (0, 3, 1), (0, 4, 0), (1, 3, 0)):  # seed, epoch, batch
+        images = [next(training_batches(data, tiny_config(tiny_mnist, seed=place[0]), *place[1:]))[0]
+                  for _ in range(2)]
+        np.testing.assert_array_equal(images[0], images[1])
+        changed[place] = images[0]
+    assert (changed[0, 3, 0] != batches[0][0]).any()
+    assert len({images.tobytes() for images in changed.values()}) == 4
+    np.testing.assert_array_equal(data.train.images, before)
+
+
+def test_a_share_of_random_numbers():
+    whole, share = np.random.RandomState(1), RandomShare(np.random.RandomState(1), slice(2, 5), 9)
+    np.testing.assert_array_equal(share.randint(0, 99, (2, 3)), whole.randint(0, 99, (2, 9))[:, 2:5])
+    np.testing.assert_array_equal(share.uniform(-1, 1, 3), whole.uniform(-1, 1, 9)[2:5])

@@ -1,0 +1,164 @@
+"""Shared statistics, recomputation and their gradients, against formulas in float64."""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import Densenet
+import ops
+from support import batch_statistics
+from support.batch_statistics import SharedStatistics, advance_moving_statistics
+from support.replicas import Replica
+
+
+def shared_statistics():
+    return SharedStatistics(Replica(0, 1, "", True, False))
+
+
+def dense_block(x, norm_relu, concatenate, convolution):
+    """Three plain layers and what normalizes their concatenation, in the scopes layer_0, layer_1, layer_2, last."""
+    for i in range(3):
+        with tf.variable_scope("layer_%d" % i):
+            x = concatenate([x, convolution(norm_relu(x))])
+    with tf.variable_scope("last"):
+        return norm_relu(x, last=True)
+
+
+def norm_relu_by_formula(x, last=False):
+    gamma = tf.get_variable("norm/gamma", [int(x.shape[3])], x.dtype)
+    beta = tf.get_variable("norm/beta", [int(x.shape[3])], x.dtype)
+    mean, variance = tf.nn.moments(x, [0, 1, 2])
+    return tf.nn.relu((x - mean) * tf.rsqrt(variance + 0.001) * gamma + beta)
+
+
+def convolution_by_tensorflow(x):
+    return tf.nn.conv2d(x, tf.get_variable("conv/kernel", [3, 3, int(x.shape[3]), 3], x.dtype), 1, "SAME")
+
+
+# In float64 it goes the way of bfloat16, without its rounding.
+@pytest.mark.parametrize("memory_efficient", [False, True])
+@pytest.mark.parametrize("dtype,compiled_from", [(tf.float32, 1), (tf.float64, 1), (tf.float64, 2 ** 20)])
+def test_a_dense_block_and_its_gradients_by_formula_in_float64(monkeypatch, dtype, compiled_from,
+                                                                  memory_efficient):
+    monkeypatch.setattr(batch_statistics, "COMPILED_FROM", compiled_from)
+    random = np.random.RandomState(0)
+    x_value, y_weights = 3 + random.randn(4, 5, 7, 6), random.randn(4, 5, 7, 15)
+    values = {}
+
+    def results(dtype, make_parts):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            parts = make_parts()
+            x = tf.constant(x_value, dtype)
+            y = dense_block(parts[1]([x[..., :2], x[..., 2:]]), *parts)
+            variables = {variable.op.name: variable for variable in tf.trainable_variables()}
+            gradients = dict(zip(variables, tf.gradients(y * tf.constant(y_weights, dtype), list(variables.values()))))
+            gradients.update(y=y, x=tf.gradients(y * tf.constant(y_weights, dtype), x)[0])
+            sess.run(tf.global_variables_initializer())
+            for name, variable in sorted(variables.items()):
+                shape = variable.shape.as_list()
+                variable.load(values.setdefault(name, random.randn(*shape)).astype(dtype.as_numpy_dtype), sess)
+            return sess.run(gradients)
+
+    def ours():
+        shared = shared_statistics()
+
+        def norm_relu(x, last=False):
+            return ops.Batch_Normalization(x, True, "norm", relu=True, shared=shared,
+                                           memory_efficient=memory_efficient and not last)
+
+        return norm_relu, lambda parts: ops.Concatenation(parts, shared=shared), lambda x: ops.conv_layer(x, 3, 3)
+
+    expected = results(tf.float64, lambda: (norm_relu_by_formula, lambda parts: tf.concat(parts, 3),
+                                            convolution_by_tensorflow))
+    found = results(dtype, ours)
+    assert set(found) == set(expected) and len(found) == 13
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=2e-5 * np.abs(value).max(), err_msg=name)
+
+
+def test_what_xla_compiles_reads_no_variables(monkeypatch):
+    monkeypatch.setattr(batch_statistics, "COMPILED_FROM", 1)
+    with tf.Graph().as_default() as graph:
+        x, shared = tf.zeros([2, 5, 7, 3], tf.bfloat16), shared_statistics()
+        ops.Batch_Normalization(x, False, "by_moving_averages", relu=True)
+        ops.Batch_Normalization(ops.Concatenation([x, x], shared=shared), True, "by_batch", relu=True, shared=shared)
+        compiled = {op.type for op in graph.get_operations() if "_XlaCompile" in op.node_def.attr}
+    assert "Relu" in compiled and "ReadVariableOp" not in compiled
+
+
+def test_moving_statistics_of_a_network_advance_at_once():
+    shared = shared_statistics()
+    random = np.random.RandomState(0)
+    batches = [3 + random.randn(4, 5, 7, channels) for channels in (2, 5)]
+    with tf.Graph().as_default(), tf.Session() as sess:
+        outputs = [ops.Batch_Normalization(tf.constant(x, tf.float32), True, "norm%d" % i, shared=shared)
+                   for i, x in enumerate(batches)]
+        moving, means, variances = zip(*shared.collected)
+        advance = advance_moving_statistics(moving, tf.concat(means, 0), tf.concat(variances, 0))
+        sess.run(tf.global_variables_initializer())
+        moving[1].local_step.load(7.0, sess)
+        for _ in range(3):
+            sess.run(outputs)  # which leaves them as they are
+            sess.run(advance)
+        found = sess.run(moving)
+    for x, steps, its in zip(batches, (3, 10), found):
+        biased = x.mean((0, 1, 2)) * (1 - 0.9 ** 3)
+        assert its.local_step == steps
+        np.testing.assert_allclose(its.biased, biased, rtol=1e-5)
+        np.testing.assert_allclose(its.mean, biased / (1 - 0.9 ** steps), rtol=1e-5)
+        np.testing.assert_allclose(its.variance, 0.9 ** 3 + (1 - 0.9 ** 3) * x.var((0, 1, 2)) * 140 / 139, rtol=1e-5)
+
+
+def build_step(blocks, bottleneck, memory_efficient, dropout_rate=0.0, transition_pooling="average"):
+    """Loss, which advances the moving statistics, and gradients of a batch of 8 images, in the default graph."""
+    random = np.random.RandomState(0)
+    images, labels = random.normal(size=[8, 12, 12, 3]).astype(np.float32), random.randint(0, 10, 8)
+    tf.set_random_seed(1)
+    shared = shared_statistics()
+    logits = Densenet.DenseNet(tf.constant(images), blocks, 6, True, bottleneck=bottleneck, dropout_rate=dropout_rate,
+                               transition_pooling=transition_pooling, stem="imagenet", shared=shared,
+                               memory_efficient=memory_efficient).model
+    loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+    gradients = tf.gradients(loss, tf.trainable_variables())
+    moving, means, variances = zip(*shared.collected)
+    with tf.control_dependencies(advance_moving_statistics(moving, tf.concat(means, 0), tf.concat(variances, 0))):
+        return [tf.identity(loss)] + gradients
+
+
+@pytest.mark.parametrize("bottleneck, dropout_rate, pooling", [
+    (True, 0.2, "average"), (False, 0.2, "max"), (True, 0.0, "average"), (True, 0.0, "max")])
+def test_the_memory_efficient_mode_changes_nothing(bottleneck, dropout_rate, pooling):
+    """Loss, gradients, with the same dropout masks, and statistics that have advanced once."""
+    found = []
+    for memory_efficient in (False, True):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            step = build_step((3, 3), bottleneck, memory_efficient, dropout_rate, pooling)
+            sess.run(tf.global_variables_initializer())
+            found.append(sess.run(step) + sess.run(tf.global_variables()))
+    for efficient, plain in zip(*found):
+        np.testing.assert_allclose(efficient, plain, atol=1e-5)
+
+
+def test_the_memory_efficient_mode_keeps_what_grows_linearly():
+    """The values of feature maps that the gradients take from before them, by the number of layers in a block."""
+    def kept(layers, memory_efficient):
+        with tf.Graph().as_default():
+            run, left = set(), [tensor.op for tensor in build_step((layers,), True, memory_efficient)]
+        while left:
+            operation = left.pop()
+            if operation not in run:
+                run.add(operation)
+                left += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
+        tensors = {}
+        for operation in run:
+            if operation.name.startswith("gradients/"):
+                for tensor in operation.inputs:
+                    while tensor.op.type in ("Identity", "IdentityN"):  # these share their input's memory
+                        tensor = tensor.op.inputs[tensor.value_index]
+                    if not tensor.op.name.startswith("gradients/") and tensor.shape.ndims == 4 and tensor.shape[0] == 8:
+                        tensors[tensor.name] = tensor.shape.num_elements()
+        return sum(tensors.values())
+
+    plain, efficient = ([kept(layers, mode) for layers in (4, 8, 12)] for mode in (False, True))
+    assert efficient[2] - efficient[1] == efficient[1] - efficient[0]
+    assert plain[2] - plain[1] > plain[1] - plain[0] > 2 * (efficient[1] - efficient[0])

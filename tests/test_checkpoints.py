@@ -1,0 +1,56 @@
+"""Checkpoints: numbering, pruning, names of earlier versions."""
+
+import glob
+import shutil
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from support.checkpoints import Checkpoints
+from support.run_directory import RunDirectory
+
+
+def test_the_newest_checkpoints_are_kept_whatever_a_killed_process_left(tmp_path):
+    """It may have been killed between a save and its pruning; a damaged one of a later step may have been skipped."""
+    with tf.Graph().as_default(), tf.Session() as sess, RunDirectory(str(tmp_path), {}) as directory:
+        tf.get_variable("weights", initializer=np.float32([1, 2]))
+        sess.run(tf.global_variables_initializer())
+        checkpoints = Checkpoints(directory, keep=3)
+        for step in (1, 2, 3):
+            checkpoints.save(sess, step)
+            checkpoints.save_best(sess, step)
+        for path in glob.glob(str(tmp_path / "**/dense.ckpt-3.*"), recursive=True):
+            shutil.copy(path, path.replace("ckpt-3", "ckpt-0"))
+        (tmp_path / "dense.ckpt-9.index").write_bytes(b"")
+        checkpoints = Checkpoints(directory, keep=3)
+        assert [step for step, _ in directory.checkpoints("best")] == [3, 0]
+        checkpoints.save(sess, 4)
+        checkpoints.save_best(sess, 4)
+        assert [step for step, _ in directory.checkpoints()] == [9, 4, 3, 2]
+        assert [step for step, _ in directory.checkpoints("best")] == [4]
+
+
+def test_blocks_that_an_earlier_version_numbered_from_1_are_restored(tmp_path):
+    """Its dense_1, trans_1, dense_2 are dense_0, trans_0, dense_1 now, with the optimizer's state of each."""
+    def variables(names):
+        for index, name in enumerate(names):
+            tf.get_variable(name, initializer=np.float32(index + 1))
+
+    shared = ["conv0/kernel", "dense_final/bottleN_0/conv2/kernel", "optimizer/beta1_power"]
+    with tf.Graph().as_default(), tf.Session() as sess, RunDirectory(str(tmp_path), {}) as directory:
+        variables(["dense_1/conv1/kernel", "dense_1/conv1/kernel/Adam", "trans_1/conv1/kernel", "dense_2/conv1/kernel"]
+                  + shared)
+        sess.run(tf.global_variables_initializer())
+        Checkpoints(directory).save(sess, 1)
+    with tf.Graph().as_default(), tf.Session() as sess, RunDirectory(str(tmp_path), {}) as directory:
+        names = ["dense_0/conv1/kernel", "dense_0/conv1/kernel/Adam", "trans_0/conv1/kernel", "dense_1/conv1/kernel"]
+        variables((names + shared)[::-1])
+        sess.run(tf.global_variables_initializer())
+        checkpoints = Checkpoints(directory)
+        assert checkpoints.restore_newest(sess)
+        found = {variable.op.name: sess.run(variable) for variable in tf.global_variables()}
+        assert [found[name] for name in names + shared] == [1, 2, 3, 4, 5, 6, 7]
+        checkpoints.save(sess, 2)  # by today's names
+        assert checkpoints.restore_newest(sess)
+        assert "dense_0/conv1/kernel" in tf.train.load_checkpoint(
+            str(tmp_path / "dense.ckpt-2")).get_variable_to_shape_map()

@@ -1,0 +1,76 @@
+"""Steps of the optimizers in each precision, against NumPy and float32."""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from helpers import before_the_first_step
+
+
+@pytest.mark.parametrize("precision,tolerance", [("bfloat16", 0.02), ("float16", 0.002)])
+def test_half_precision_is_near_float32_and_keeps_float32_weights(precision, tolerance, tiny_mnist):
+    costs = {}
+    for each in ("float32", precision):
+        with before_the_first_step(tiny_mnist, precision=each) as (sess, net, images, labels):
+            for variable in tf.global_variables():
+                assert variable.dtype.base_dtype not in (tf.bfloat16, tf.float16)
+                if variable.op.name == "current_loss_scale":  # from 2 ** 15 on, some steps may be skipped first
+                    sess.run(variable.assign(1024.0))
+            feed = {net.images: images, net.labels: labels, net.rate: 1e-3}
+            costs[each] = [sess.run([net.train, net.cost], feed)[1] for _ in range(3)]
+            products = [op for op in sess.graph.get_operations() if op.type == "Conv2D"]
+            assert products and {op.outputs[0].dtype.name for op in products} == {each}
+    np.testing.assert_allclose(costs[precision], costs["float32"], rtol=tolerance)
+    assert costs[precision] != costs["float32"]
+
+
+@pytest.mark.parametrize("optimizer,weight_decay,devices", [("momentum", 0.0, 2), ("adam", 0.25, 1)])
+def test_the_loss_of_float16_is_scaled(optimizer, weight_decay, devices, tiny_mnist):
+    """Scaled too far, no weight changes, the scale halves, and the step counts. Else the step is that of float32.
+
+    Adam's with an epsilon that leaves steps nearly linear in the gradients, so that small errors stay small.
+    """
+    steps = {}
+    for precision in ("float32", "float16"):
+        with before_the_first_step(tiny_mnist, precision=precision, optimizer=optimizer, weight_decay=weight_decay,
+                                   epsilon=1.0, devices=devices) as (sess, net, images, labels):
+            variables = tf.trainable_variables()
+            feed = {net.images: images, net.labels: labels, net.rate: 0.125}
+            before = sess.run(variables)
+            if precision == "float16":
+                scale, = (variable for variable in tf.global_variables() if variable.op.name == "current_loss_scale")
+                sess.run(scale.assign(2.0 ** 60))
+                sess.run(net.train, feed)
+                for name, was, now in zip(variables, before, sess.run(variables)):
+                    np.testing.assert_array_equal(was, now, err_msg=str(name))
+                assert sess.run([scale, net.global_step]) == [2.0 ** 59, 1]
+                sess.run(scale.assign(1024.0))
+            sess.run(net.train, feed)
+            steps[precision] = [now - was for was, now in zip(before, sess.run(variables))]
+    for half, single in zip(steps["float16"], steps["float32"]):
+        assert np.linalg.norm(half - single) < 0.1 * np.linalg.norm(single)
+
+
+@pytest.mark.parametrize("optimizer,factor", [("momentum", 1 + 0.9), ("adam", 1)])
+def test_weight_decay_by_numpy(tiny_mnist, optimizer, factor):
+    """Nesterov's first step: rate · (1 + 0.9) · (gradient + decay · weight). Adam's: rate · decay · weight more."""
+    moved = {}
+    for decay in (0.0, 0.25):
+        with before_the_first_step(tiny_mnist, optimizer=optimizer, weight_decay=decay) as (sess, net, images, labels):
+            before = sess.run(tf.trainable_variables())
+            sess.run(net.train, {net.images: images, net.labels: labels, net.rate: 0.125})
+            names = [variable.op.name for variable in tf.trainable_variables()]
+            moved[decay] = dict(zip(names, zip(before, sess.run(tf.trainable_variables()))))
+    for name, (before, plain) in moved[0.0].items():
+        expected = plain.astype(np.float64) - 0.125 * factor * 0.25 * before
+        np.testing.assert_allclose(moved[0.25][name][1], expected, atol=1e-5, err_msg=name)
+
+
+def test_weight_decay_adds_dependencies_in_proportion_to_variables(tiny_mnist):
+    """Not by their square, which took 240 MB of a memory-efficient DenseNet-BC-100."""
+    waits = {}
+    for decay in (0.0, 0.25):
+        with before_the_first_step(tiny_mnist, weight_decay=decay) as (sess, _, _, _):
+            waits[decay] = sum(len(operation.control_inputs) for operation in sess.graph.get_operations())
+            variables = len(tf.trainable_variables())
+    assert variables > 10
+    assert waits[0.25] - waits[0.0] <= 6 * variables
