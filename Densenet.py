@@ -33,7 +33,7 @@ from support import UserError, command_line, configuration, image_folder, modes,
 from support.augmentation import training_batches
 from support.batch_statistics import SharedStatistics, advance_moving_statistics
 from support.download import Unavailable
-from support.evaluation import evaluate_split
+from support.evaluation import evaluate_split, views_of
 from support.networks import NETWORKS, STEMS, pools_first, transition_width
 from support.optimizers import optimizer_of
 from support.prefetch import prefetched
@@ -59,8 +59,8 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 # ---- Hyperparameters: edit a value here, or give it for one run on the command line (growth_k=24) ----
 # by_dataset(a, cifar=b, folder=c): a for MNIST and every data set that is not named, b for CIFAR-10 and CIFAR-100, c
-# for your own images. A plain number in its place is for all of them. A named network (network=densenet_121) and
-# optimizer=momentum bring values of their own; a value that is edited or given replaces these, too.
+# for your own images. A plain number in its place is for all of them. A named network (support/networks.py) and
+# optimizer=momentum (support/optimizers.py) bring values of their own; an edited or given value replaces these, too.
 
 mode: one_of(("train", "evaluate", "predict", "export")) = "train"  # all but train need a trained run
 
@@ -86,7 +86,7 @@ blocks: integers(1, 256, most=8) = by_dataset((4, 4, 4), cifar=(1, 2, 2), folder
 growth_k: integer(1, 512) = by_dataset(12, cifar=160, folder=32)  # growth rate k: feature maps that each layer adds
 bottleneck: boolean() = by_dataset(True, cifar=False, folder=False)  # a 1x1 convolution to 4k before each 3x3 one
 compression: number(0.01, 1.0) = 0.5  # share of its channels that a transition keeps, the paper's θ
-transition_channels: integer(0, 65536) = 0  # channels of every transition; 0: by compression; k as first described
+transition_channels: integer(0, 65536) = 0  # channels of every transition; 0: by compression
 transition_pooling: one_of(("average", "max")) = by_dataset("average", cifar="max")  # the paper's: average
 stem: one_of(tuple(STEMS)) = by_dataset("3x3+pool", folder="7x7s2+pool")  # convolution before the first block
 stem_channels: integer(0, 4096) = by_dataset(0, cifar=64)  # output channels of the stem; 0: 2k
@@ -101,7 +101,7 @@ epsilon: number(1e-12, 1.0) = 1e-8  # Adam's, added to the denominator
 weight_decay: number(0.0, 1.0) = by_dataset(0.0, cifar=0.1, folder=0.1)  # Adam: decoupled (AdamW); momentum: L2
 label_smoothing: number(0.0, 0.9) = by_dataset(0.0, cifar=0.1, folder=0.1)  # share of a label spread over all classes
 batch_size: integer(1, 65536) = by_dataset(100, digits=50, cifar=128, folder=32)  # images in a step, of all devices
-total_epochs: integer(1, 100000) = by_dataset(20, digits=30, cifar=46, folder=30)  # raise it to extend a finished run
+total_epochs: integer(1, 100000) = by_dataset(13, digits=30, cifar=46, folder=30)  # raise it to extend a finished run
 precision: one_of(PRECISIONS) = by_dataset("float32", cifar="auto", folder="auto")  # of activations; see PRECISIONS
 memory_efficient: boolean() = False  # recompute activations in the backward pass to save memory
 seed: integer(0, 2 ** 31 - 1) = 0  # of weights, order of images, augmentation and dropout
@@ -124,15 +124,14 @@ checkpoint_minutes: number(0.001, 100000.0) = 10.0  # save at least this often, 
 trace_step: integer(0, 10 ** 9) = 0  # a step whose operations are timed, for TensorBoard and chrome://tracing; 0: none
 test_every_epoch: boolean() = False  # test after every epoch, for plotting only; do not tune on it
 
-# What identifies a run: a changed value starts a run of its own, named after the change. The rest may change in a run.
+# What identifies a run: a changed value starts a run of its own, named after the change, and a directory of a run with
+# other values is refused. The rest may change when a run is resumed; total_epochs then moves the end of the schedule.
 IDENTIFYING = (
     "dataset", "validation_size", "image_size", "augmentation", "crop_area", "shift", "rotation", "flip", "cutout",
     "flip_average", "shift_average", "network", "blocks", "growth_k", "bottleneck", "compression",
     "transition_channels", "transition_pooling", "stem", "stem_channels", "dropout_rate", "optimizer",
     "init_learning_rate", "schedule", "warmup", "epsilon", "weight_decay", "label_smoothing", "batch_size",
     "precision", "seed", "sync_batch_norm")
-
-# ---- End of the hyperparameters ----
 
 
 class DenseNet:
@@ -155,24 +154,17 @@ class DenseNet:
     def __init__(self, x, blocks, growth_k, training, *, class_num=10, bottleneck=True, compression=0.5,
                  transition_channels=0, transition_pooling="average", stem="3x3", stem_channels=0, dropout_rate=0.0,
                  memory_efficient=False, shared=None):
-        self.blocks = tuple(blocks)
-        self.growth_k = growth_k
-        self.training = training
-        self.class_num = class_num
-        self.bottleneck = bottleneck
-        self.compression = compression
-        self.transition_channels = transition_channels
+        self.blocks, self.growth_k, self.training, self.class_num = tuple(blocks), growth_k, training, class_num
+        self.bottleneck, self.dropout_rate = bottleneck, dropout_rate
+        self.compression, self.transition_channels = compression, transition_channels
         self.transition_pooling = transition_pooling
-        self.stem = stem
-        self.stem_channels = stem_channels or 2 * growth_k
-        self.dropout_rate = dropout_rate
-        self.memory_efficient = memory_efficient
-        self.shared = shared
-        self.input_size = "%sx%s" % (x.shape[1], x.shape[2])
+        self.stem, self.stem_channels = stem, stem_channels or 2 * growth_k
+        self.memory_efficient, self.shared = memory_efficient, shared
+        self.input_size = "%sx%s" % tuple(x.shape[1:3])
         self.model = self.Dense_net(x)
 
     def bottleneck_layer(self, x, scope):
-        """A layer of a dense block, the paper's H: [N, H, W, C] -> [N, H, W, k]."""
+        """A layer of a dense block, with or without the bottleneck, the paper's H: [N, H, W, C] -> [N, H, W, k]."""
         with tf.variable_scope(scope):
             if self.bottleneck:
                 x = self._norm_relu(x, "batch1", self.memory_efficient)
@@ -183,13 +175,13 @@ class DenseNet:
             return self._drop_out(x, "drop2")
 
     def transition_layer(self, x, scope):
-        """Between two dense blocks: [N, H, W, C] -> [N, H/2, W/2, ⌊θC⌋]."""
+        """Between two dense blocks: [N, H, W, C] -> [N, H/2, W/2, ⌊θC⌋], or `transition_channels` instead of ⌊θC⌋."""
         with tf.variable_scope(scope):
             self._require_side(x, 2, scope)
             channels = transition_width(int(x.shape[-1]), self.compression, self.transition_channels)
             pooling = {"average": Average_pooling, "max": Max_Pooling}[self.transition_pooling]
             x = self._norm_relu(x, "batch1", self.memory_efficient)
-            if pools_first(self.transition_pooling, self.dropout_rate):
+            if pools_first(self.transition_pooling, self.dropout_rate):  # averages can: a quarter of the products
                 return conv_layer(pooling(x, pool_size=2, stride=2), channels, kernel=1, layer_name="conv1")
             x = conv_layer(x, channels, kernel=1, layer_name="conv1")
             return pooling(self._drop_out(x, "drop1"), pool_size=2, stride=2)
@@ -271,19 +263,8 @@ def logits_of(images, config, class_num, training, shared=None):
 
 
 def inference(images, config, class_num):
-    """The logits [N, class_num] after training: by the moving averages, and the mean over the views of each image.
-
-    With `flip_average` and `shift_average` together, two of the four shifted views are mirrored. The mean colour, 0,
-    comes in at the edges.
-    """
-    views = [images, images] if config.flip_average else [images]
-    if config.shift_average:
-        shift = config.shift_average
-        height, width = (int(side) for side in images.shape[1:3])
-        padded = tf.pad(images, [[0, 0], [shift, shift], [shift, shift], [0, 0]])
-        views = [padded[:, y:y + height, x:x + width] for y in (0, 2 * shift) for x in (0, 2 * shift)]
-    if config.flip_average:
-        views[1::2] = [tf.reverse(view, [2]) for view in views[1::2]]
+    """The logits [N, class_num] after training: by the moving averages, and the mean over the views of each image."""
+    views = views_of(images, config.flip_average, config.shift_average)
     with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
         logits = logits_of(tf.concat(views, 0), config, class_num, training=False)
     return tf.add_n(tf.split(logits, len(views))) / len(views)
@@ -306,9 +287,10 @@ def build_training(images, labels, rate, stop_request, config, class_num, cluste
     """The training step: (operation, loss, accuracy, stop), the last three as means over all replicas.
 
     Each replica computes loss and gradients of its part of the batch; one optimizer step takes the mean gradients.
+    `stop` is not 0 where any worker was asked to stop: so all workers stop after the same step.
     """
     optimizer = optimizer_of(config, rate)
-    values = []  # of each replica: what is averaged
+    values = []  # of each replica: the tensors whose means are taken
     for replica, its_images, its_labels in zip(cluster.replicas, cluster.split(images), cluster.split(labels)):
         with replica.scope():
             shared = SharedStatistics(replica)
@@ -319,12 +301,12 @@ def build_training(images, labels, rate, stop_request, config, class_num, cluste
                 accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1), its_labels), tf.float32))
             gradients, variables = zip(*optimizer.compute_gradients(
                 cost, gate_gradients=tf.train.Optimizer.GATE_NONE))  # gating would also compute those of the images
-            moving, means, variances = zip(*shared.collected)
+            moving, means, variances = zip(*shared.collected)  # the variables in `moving` are those of all replicas
             values.append([cost, accuracy, stop_request, *gradients, tf.concat(means, 0), tf.concat(variances, 0)])
     cost, accuracy, stop, *gradients, mean, variance = cluster.mean(values)
     with tf.name_scope("optimizer"):
         train = optimizer.apply_gradients(list(zip(gradients, variables)))
-        with tf.control_dependencies([train]):  # not by the optimizer: float16 skips some of its steps, which count
+        with tf.control_dependencies([train]):  # counts each step, also those that float16's loss scaling skips
             train = tf.train.get_global_step().assign_add(1, read_value=False)
     with tf.name_scope("moving_statistics"):
         train = tf.group(train, *advance_moving_statistics(moving, mean, variance))
@@ -376,12 +358,9 @@ def choose(arguments=(), **overrides):
 
 def prepare_data(config):
     """The data set of the run, and the run's hyperparameters: those of `digits` where that stands in for MNIST."""
-    prepare = DATASETS[config.dataset]
+    of_a_folder = (config.image_size, config.crop_area, config.cache_dir) if config.dataset == "folder" else ()
     try:
-        if config.dataset == "folder":
-            return prepare(config.data_dir, config.validation_size, config.image_size, config.crop_area,
-                           config.cache_dir), config
-        return prepare(config.data_dir, config.validation_size), config
+        return DATASETS[config.dataset](config.data_dir, config.validation_size, *of_a_folder), config
     except Unavailable as error:
         if config.dataset != "mnist" or not config.digits_stand_in or {"dataset", "data_dir"} & set(config.given):
             raise
@@ -410,6 +389,26 @@ def train(arguments=(), **overrides):
     return run.result
 
 
+def train_epoch(sess, net, batches, step, config, run):
+    """Trains on an epoch's batches from step `step` on; returns the step after them, and whether a worker must stop.
+
+    Ctrl-C and SIGTERM set a flag (support/interruption.py); `run` looks at it after each step.
+    """
+    for images, labels in batches:
+        rate = learning_rate(step, run.total_steps, config)
+        _, loss, accuracy, stop = sess.run(
+            [net.train, net.cost, net.accuracy, net.stop],
+            {net.images: images, net.labels: labels, net.rate: rate, net.stop_request: run.stop_request()},
+            **run.trace_options(step + 1))
+        step += 1
+        run.step_done(step, loss, accuracy, rate)
+        epoch_ended = step % run.steps_per_epoch == 0  # then validation comes before saving: resuming would skip it
+        if not epoch_ended and run.must_save(stop):
+            run.save(sess, step)
+            run.end_if_asked(sess, step, stop)
+    return step, stop
+
+
 def training_loop(sess, net, data, config, run):
     """Trains from the step that the session holds to the last one, then tests; `run` reports and saves."""
     step = run.begin(sess)
@@ -417,25 +416,16 @@ def training_loop(sess, net, data, config, run):
         epoch, first_batch = divmod(step, run.steps_per_epoch)
         batches = prefetched(training_batches(data, config, epoch, first_batch, run.cluster.share))
         with contextlib.closing(batches):
-            for images, labels in batches:
-                rate = learning_rate(step, run.total_steps, config)
-                _, loss, accuracy, stop = sess.run(
-                    [net.train, net.cost, net.accuracy, net.stop],
-                    {net.images: images, net.labels: labels, net.rate: rate, net.stop_request: run.stop_request()},
-                    **run.trace_options(step + 1))
-                step += 1
-                run.step_done(step, loss, accuracy, rate)
-                # After an epoch's last step, validation comes first: a resumed run would skip it.
-                if step % run.steps_per_epoch and run.must_save(stop):
-                    run.save(sess, step, stop)
+            step, stop = train_epoch(sess, net, batches, step, config, run)
         if len(data.validation):
             run.evaluated(sess, "validation", step,
                           evaluate_split(sess, net.validation, data.validation, data, run.cluster))
         if config.test_every_epoch:
             run.evaluated(sess, "test", step, evaluate_split(sess, net.test, data.test, data, run.cluster))
         run.epoch_done(sess, step)
-        run.save(sess, step, stop)
-    if run.result is None:
+        run.save(sess, step)
+        run.end_if_asked(sess, step, stop)
+    if not run.finished:
         run.finish(sess, step, evaluate_split(sess, net.test, data.test, data, run.cluster))
 
 

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009, "Learning multiple layers of features from tiny images").
 
-Only the official binary form is read, on disk or downloaded and verified; never the pickles, for unpickling a download
-runs its code. NumPy only: nothing here knows TensorFlow.
+This module reads the official binary version, from disk or downloaded and verified. It never reads the pickled version,
+because unpickling a downloaded file can run code from that file. It uses NumPy, not TensorFlow.
 """
 
 import dataclasses
@@ -15,20 +15,23 @@ from support.file_reading import DataError, find, read_bytes, read_members
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 SIDE, CHANNELS = 32, 3
-PIXEL_BYTES = CHANNELS * SIDE * SIDE  # of an image: all of red row by row, then green, then blue
+PIXEL_BYTES = CHANNELS * SIDE * SIDE  # per image: the red plane row by row, then green, then blue
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one of the two sets is packed. `size` is in bytes; a record is `label_bytes` labels and the pixels."""
+    """The file layout of CIFAR-10 or CIFAR-100.
+
+    `size` is the archive's size in bytes. A record consists of `label_bytes` labels of one byte and the pixels.
+    """
 
     name: str
     archive: str
     size: int
     sha256: str
-    folder: str  # in the archive, or unpacked from it
-    train: dict  # {file: its records}
-    test: dict
+    folder: str  # the folder of the files, in the archive and unpacked on disk
+    train: dict  # {file name: number of records}
+    test: dict  # {file name: number of records}
     label_bytes: int
 
 
@@ -42,12 +45,12 @@ CIFAR100 = Layout(
     {"train.bin": 50000}, {"test.bin": 10000}, label_bytes=2)
 
 CLASS_NAMES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
-COARSE_CLASS_NAMES = tuple(  # CIFAR-100's superclasses: the first byte of a record
+COARSE_CLASS_NAMES = tuple(  # CIFAR-100's 20 superclasses: the first byte of a record
     "aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices "
     "household_furniture insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes "
     "large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals trees "
     "vehicles_1 vehicles_2".split())
-FINE_CLASS_NAMES = tuple(  # CIFAR-100's classes: the second byte
+FINE_CLASS_NAMES = tuple(  # CIFAR-100's 100 classes: the second byte of a record
     "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
     "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant "
     "flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man "
@@ -58,25 +61,29 @@ FINE_CLASS_NAMES = tuple(  # CIFAR-100's classes: the second byte
 
 
 def prepare_data(data_dir, validation_size, mirrors=MIRRORS):
-    """CIFAR-10 as a DataSet: uint8 images [N, 32, 32, 3], a validation split taken from the 50,000 training images.
+    """Returns CIFAR-10 as a DataSet with uint8 images [N, 32, 32, 3].
+
+    The validation split is taken from the 50,000 training images.
 
     Args:
-        data_dir: searched in its folder `cifar10`, then itself, for the unpacked folder or the archive; what is
-            missing is downloaded into `cifar10`.
+        data_dir: searched for the unpacked folder, then for the archive: data_dir/cifar10, then data_dir. A missing
+            archive is downloaded into data_dir/cifar10.
+        validation_size: see `support.data.data_set`.
+        mirrors: see `support.download.fetch_all`.
     Raises:
-        DataError: a file on disk is damaged, or another file than its name says.
-        Unavailable: the set is neither on disk nor to be downloaded.
+        DataError: a file on disk is damaged, or its content does not match its name.
+        Unavailable: the data set is not on disk and cannot be downloaded.
     """
     return _prepare(CIFAR10, "cifar10", CLASS_NAMES, 0, data_dir, validation_size, mirrors)
 
 
 def prepare_cifar100(data_dir, validation_size, mirrors=MIRRORS):
-    """CIFAR-100 with its 100 fine classes; as `prepare_data`, in the folder `cifar100`."""
+    """Returns CIFAR-100 with its 100 fine classes. Like `prepare_data`, with the folder data_dir/cifar100."""
     return _prepare(CIFAR100, "cifar100", FINE_CLASS_NAMES, 1, data_dir, validation_size, mirrors)
 
 
 def prepare_cifar100_coarse(data_dir, validation_size, mirrors=MIRRORS):
-    """CIFAR-100 with its 20 coarse classes; as `prepare_cifar100`, from the same files."""
+    """Returns CIFAR-100 with its 20 coarse classes, from the same files as `prepare_cifar100`."""
     return _prepare(CIFAR100, "cifar100_coarse", COARSE_CLASS_NAMES, 0, data_dir, validation_size, mirrors)
 
 
@@ -92,7 +99,10 @@ def _prepare(layout, name, class_names, label_index, data_dir, validation_size, 
 
 
 def _read(layout, data_dir, mirrors):
-    """The unpacked folder, else the archive, else a downloaded one; and {file: content} from it."""
+    """Reads all files of a data set; returns (path of their folder or archive, {file name: content}).
+
+    The unpacked folder is preferred to the archive. If neither is on disk, the archive is downloaded.
+    """
     home = os.path.join(data_dir, layout.name)
     record_bytes = layout.label_bytes + PIXEL_BYTES
     sizes = {file: count * record_bytes for file, count in dict(layout.train, **layout.test).items()}
@@ -117,13 +127,16 @@ def _read(layout, data_dir, mirrors):
 
 
 def parse_records(content, path, label_bytes, label_index, class_names):
-    """Images, uint8 [N, 32, 32, 3], and labels, int64 [N], from whole records.
+    """Parses records; returns images, uint8 [N, 32, 32, 3], and labels, int64 [N].
 
     Args:
-        path: where they come from, for the message.
-        label_index: which of a record's `label_bytes` is the label.
+        content: the bytes of N whole records.
+        path: the file that the records come from, for the error message.
+        label_bytes: number of label bytes at the start of a record.
+        label_index: index of the label byte to use.
+        class_names: names of the classes.
     Raises:
-        DataError: a label that is none of the classes.
+        DataError: a label is greater than the largest class index.
     """
     records = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + PIXEL_BYTES)
     labels = records[:, label_index].astype(np.int64)

@@ -1,6 +1,6 @@
-"""MNIST (LeCun et al. 1998) from its IDX files, and the small handwritten digits of scikit-learn in its place.
+"""MNIST (LeCun et al. 1998), read from its IDX files, and the small digits of scikit-learn as a stand-in.
 
-Files are sought on disk, else downloaded and verified. NumPy only: nothing here knows TensorFlow.
+The files are searched on disk. Missing files are downloaded and verified. This module uses NumPy, not TensorFlow.
 """
 
 import os
@@ -16,7 +16,7 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
 )
-# name: (bytes, sha256)
+# {name: (size in bytes, sha256)}
 FILES = {
     "train-images-idx3-ubyte.gz": (9912422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
     "train-labels-idx1-ubyte.gz": (28881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
@@ -30,13 +30,18 @@ LABELS_MAGIC = 0x00000801  # unsigned bytes, one dimension
 
 
 def prepare_data(data_dir, validation_size, mirrors=MIRRORS):
-    """MNIST as a DataSet: uint8 images [N, 28, 28, 1], a validation split taken from the 60,000 training images.
+    """Returns MNIST as a DataSet with uint8 images [N, 28, 28, 1].
+
+    The validation split is taken from the 60,000 training images.
 
     Args:
-        data_dir: searched in its folder `mnist`, then itself; what is missing is downloaded into `mnist`.
+        data_dir: searched for the files: data_dir/mnist, then data_dir. Missing files are downloaded into
+            data_dir/mnist.
+        validation_size: see `support.data.data_set`.
+        mirrors: see `support.download.fetch_all`.
     Raises:
-        DataError: a file on disk is damaged, or another file than its name says.
-        Unavailable: a file is neither on disk nor to be downloaded.
+        DataError: a file on disk is damaged, or its content does not match its name.
+        Unavailable: a file is not on disk and cannot be downloaded.
     """
     home = os.path.join(data_dir, "mnist")
 
@@ -57,11 +62,16 @@ def prepare_data(data_dir, validation_size, mirrors=MIRRORS):
 
 
 def prepare_digits(data_dir, validation_size):
-    """The 1,797 handwritten 8×8 digits that ship with scikit-learn, laid out like MNIST. `data_dir` is not needed.
+    """Returns the 1,797 handwritten 8×8 digits that ship with scikit-learn, in MNIST's format.
 
-    Pixels from 0 to 16 become 0 to 255, each is repeated 3×3, and 2 zero pixels go around. Every fifth image is test.
+    Pixel values from 0 to 16 are scaled to 0 to 255. Each pixel is repeated 3×3, and a border of 2 zero pixels is
+    added. Every fifth image belongs to the test split.
+
+    Args:
+        data_dir: not used.
+        validation_size: see `support.data.data_set`.
     """
-    from sklearn.datasets import load_digits  # takes a second to import: only where it is needed
+    from sklearn.datasets import load_digits  # slow to import (one second)
 
     digits = load_digits()
     pixels = np.floor(digits.images * 255 / 16).astype(np.uint8)
@@ -73,10 +83,10 @@ def prepare_digits(data_dir, validation_size):
 
 
 def read_split(images_path, labels_path):
-    """Images and labels of one split.
+    """Reads the images and labels of one split.
 
     Raises:
-        DataError: a damaged file, or one with other content than its name says.
+        DataError: a file is damaged, or its content does not match its name.
     """
     images, labels = read_images(images_path), read_labels(labels_path)
     if len(images) != len(labels):
@@ -86,7 +96,7 @@ def read_split(images_path, labels_path):
 
 
 def read_images(path):
-    """uint8 [N, 28, 28, 1] from an IDX file, packed with gzip or not."""
+    """Reads images, uint8 [N, 28, 28, 1], from an IDX file, plain or compressed with gzip."""
     def size(header):
         magic, count, height, width = struct.unpack(">4I", header)
         _check_magic(path, magic, IMAGES_MAGIC, "images")
@@ -99,7 +109,7 @@ def read_images(path):
 
 
 def read_labels(path):
-    """int64 [N] from an IDX file, packed with gzip or not."""
+    """Reads labels, int64 [N], from an IDX file, plain or compressed with gzip."""
     def size(header):
         magic, count = struct.unpack(">2I", header)
         _check_magic(path, magic, LABELS_MAGIC, "labels")
@@ -107,7 +117,7 @@ def read_labels(path):
 
     labels = np.frombuffer(read_bytes(path, 8, size), np.uint8, offset=8)
     if len(labels) and labels.max() >= len(CLASS_NAMES):
-        raise DataError("%s has the label %d, but MNIST's go from 0 to 9: the file is damaged" % (path, labels.max()))
+        raise DataError("%s has the label %d, but MNIST labels are 0 to 9: the file is damaged" % (path, labels.max()))
     return labels.astype(np.int64)
 
 
@@ -115,5 +125,5 @@ def _check_magic(path, magic, expected, content):
     if magic == expected:
         return
     others = {IMAGES_MAGIC: "images", LABELS_MAGIC: "labels"}
-    found = "holds %s" % others[magic] if magic in others else "is no IDX file of unsigned bytes"
+    found = "holds %s" % others[magic] if magic in others else "is not an IDX file of unsigned bytes"
     raise DataError("%s %s, where %s belong: delete it, and it is downloaded" % (path, found, content))

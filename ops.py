@@ -64,8 +64,8 @@ def Batch_Normalization(x, training, scope, *, relu=False, shared=None, memory_e
                     moving_variance += 0.1 · (s² - moving_variance)
         inference:  y = gamma · (x - moving_mean) / √(moving_variance + ε) + beta
 
-    The moving averages advance whenever the training output is computed: run it once per step. With `shared` the
-    training step advances them instead, those of all layers together.
+    Without `shared`, the moving averages advance whenever the training output is computed: run it once per step. With
+    `shared`, as in `Densenet.build_training`, the training step advances those of all layers together.
 
     Args:
         x: [N, H, W, C], floating point; statistics are float32.
@@ -135,12 +135,12 @@ def Relu(x):
 
 
 def Average_pooling(x, pool_size=(2, 2), stride=2, padding="VALID"):
-    """The mean of each window: [N, H, W, C] to [N, H / stride, W / stride, C]; x may be a `Recomputed`."""
+    """The mean of each window: by default [N, H, W, C] to [N, H // 2, W // 2, C]; x may be a `Recomputed`."""
     return mapped(x, lambda x: tf.nn.avg_pool2d(x, pool_size, stride, padding))
 
 
 def Max_Pooling(x, pool_size=(3, 3), stride=2, padding="VALID"):
-    """The maximum of each window: [N, H, W, C] to [N, (H - 1) // stride, (W - 1) // stride, C] for odd sizes of 3."""
+    """The maximum of each window: by default [N, H, W, C] to [N, (H - 1) // 2, (W - 1) // 2, C]."""
     return tf.nn.max_pool2d(x, pool_size, stride, padding)
 
 

@@ -1,4 +1,4 @@
-"""Draws the pictures of README.md as SVG files beside this one, with nothing but the standard library.
+"""Draws the pictures of README.md and docs/ as SVG files beside this one, with the standard library alone.
 
     python docs/draw.py               all of them; the curves from curves.json
     python docs/draw.py logs/mnist    first takes the curves from the logs of a run (this needs TensorFlow)
@@ -119,15 +119,15 @@ def dense_block():
 
 
 def network():
-    """The whole network, with the sizes of the MNIST default."""
+    """The whole network, with the sizes of the default on MNIST."""
     drawing = Drawing(860, 230)
-    drawing.text(430, 24, "The network that python Densenet.py trains on MNIST (k = 16, θ = 0.5, plain layers)", 15,
-                 bold=True)
-    stages = [("image", "28×28×1", "input", 60), ("3×3 conv\n2k", "28×28×32", "conv", 66),
-              ("3×3 max\nstride 2", "13×13×32", "pool", 66),
-              ("dense block\n2 layers", "13×13×64", "concat", 92), ("transition", "6×6×32", "pool", 78),
-              ("dense block\n4 layers", "6×6×96", "concat", 92), ("transition", "3×3×48", "pool", 78),
-              ("dense block\n4 layers", "3×3×112", "concat", 92), ("BN, ReLU\nmean", "112", "norm", 66),
+    drawing.text(430, 24, "The network that python Densenet.py trains on MNIST (bottleneck layers, k = 12, θ = 0.5)",
+                 15, bold=True)
+    stages = [("image", "28×28×1", "input", 60), ("3×3 conv\n2k", "28×28×24", "conv", 66),
+              ("3×3 max\nstride 2", "13×13×24", "pool", 66),
+              ("dense block\n4 layers", "13×13×72", "concat", 92), ("transition", "6×6×36", "pool", 78),
+              ("dense block\n4 layers", "6×6×84", "concat", 92), ("transition", "3×3×42", "pool", 78),
+              ("dense block\n4 layers", "3×3×90", "concat", 92), ("BN, ReLU\nmean", "90", "norm", 66),
               ("linear", "10", "out", 52)]
     left = 14
     for number, (text, shape, kind, width) in enumerate(stages):
@@ -158,6 +158,8 @@ def side_by_side():
                 drawing.arrow((left + 95, top - 10), (left + 165, top - 10), (left + 165, top + 44),
                               (left + 101, top + 44))
                 drawing.text(left + 85, top + 44, "+", 17)
+            if name == "DenseNet" and layer:  # the block's input reaches every layer
+                drawing.arrow((left + 95, 80), (left + 10, 80), (left + 10, top + 16), (left + 44, top + 16))
             if name == "DenseNet":
                 for target in range(layer + 2, 4):
                     out = left + 160 + 16 * (target - layer - 2) + 34 * (layer % 2)

@@ -15,12 +15,12 @@
     prefetch            how batches are prepared during a step
 
     training_run        what happens around the steps: resume, time, report, save, stop, finish
-    run_directory       how a run's directory is held, checked and written
+    run_directory       how a run's directory is locked, checked and written
     checkpoints         how checkpoints are saved, pruned and restored
     terminal            what the terminal shows
     tensorboard         what TensorBoard gets
     interruption        how a signal stops a run
-    evaluation          how a network is evaluated, and the figures
+    evaluation          how a network is evaluated, and the metrics
     pictures            confusion matrix and mistakes as pictures
     modes               evaluate, predict, export
     export              SavedModel and frozen graph
@@ -29,7 +29,7 @@
     replicas            one of the devices that share a batch
     workers             several processes and their devices
     heartbeat           how a lost worker is noticed
-    machine             what the processor can do
+    machine             how many cores there are; whether bfloat16 is fast
     environment         what is set before TensorFlow is imported
 """
 

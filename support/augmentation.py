@@ -9,13 +9,16 @@ from support.data import color_preprocessing
 def training_batches(data, config, epoch, first_batch, share=slice(None)):
     """Yields the batches of an epoch: normalized images [N, H, W, C] and labels [N].
 
-    They are a pure function of (seed, epoch, batch). The incomplete last batch is dropped; every epoch has a new order.
+    A batch is a pure function of (seed, epoch, batch). Each epoch has a new order of images. The incomplete last batch
+    is dropped.
 
     Args:
         data: a `support.data.DataSet`.
-        config: has the settings of the data group, `batch_size` and `seed`.
-        first_batch: number of the batch to start with, when a run resumes.
-        share: the slice of each batch that this process takes.
+        config: an object with the settings of the group Data in Densenet.py, `batch_size` and `seed`.
+        epoch: number of the epoch, from 0.
+        first_batch: number of the first batch to yield, from 0. It is greater than 0 when a run resumes within an
+            epoch.
+        share: the slice of each batch that this process trains on.
     """
     random = np.random.RandomState([config.seed, epoch])
     order = random.permutation(len(data.train))
@@ -39,16 +42,18 @@ def training_batches(data, config, epoch, first_batch, share=slice(None)):
 
 
 def data_augmentation(images, border, random, shift=0, rotation=0.0, flip=False, cutout=0):
-    """Changes each image as drawn from `random`: turned, shifted, mirrored left to right, then hidden in part.
+    """Augments each image at random: rotation, shift, left-right flip and cutout, in this order.
 
     Args:
-        images: normalized [N, H, W, C], float32; left as they are.
-        border: the normalized pixel that moves in from the edge, [C].
-        random: a RandomState, made from seed, epoch and batch.
-        shift: up to so many pixels along each axis (padding and random crop of the paper's section 4.1).
-        rotation: up to so many degrees either way.
-        flip: whether every second image or so is mirrored.
-        cutout: pixels along a side of the square that is hidden (DeVries & Taylor 2017, arXiv 1708.04552).
+        images: normalized images, float32 [N, H, W, C]. They are not modified.
+        border: the normalized pixel that fills the area beyond the edges, float32 [C].
+        random: a RandomState or RandomShare, seeded with (seed, epoch, batch).
+        shift: maximum shift in pixels along each axis (padding and random crop of the paper's section 4.1).
+        rotation: maximum rotation in degrees in either direction.
+        flip: whether images are mirrored left to right with probability 1/2.
+        cutout: side in pixels of the square that is hidden (DeVries & Taylor 2017, arXiv 1708.04552).
+    Returns:
+        float32 [N, H, W, C].
     """
     if rotation:
         images = random_rotation(images, rotation, border, random)
@@ -60,34 +65,41 @@ def data_augmentation(images, border, random, shift=0, rotation=0.0, flip=False,
 
 
 class RandomShare:
-    """A RandomState's numbers for some images of a batch: those that they would get in the whole batch.
+    """Draws random numbers for a slice of a batch.
+
+    It draws numbers for the whole batch and returns the slice, so an image gets the same numbers in any slice.
 
     Args:
-        random: the RandomState.
+        random: a RandomState.
         share: the slice of the batch.
-        total: the whole batch's number of images.
+        total: number of images in the whole batch.
     """
 
     def __init__(self, random, share, total):
         self._random, self._share, self._total = random, share, total
 
     def randint(self, low, high, size):
-        """As RandomState's."""
+        """Like `RandomState.randint`. The last axis of `size` counts the slice's images."""
         return self._random.randint(low, high, self._whole(size))[..., self._share]
 
     def uniform(self, low, high, size):
-        """As RandomState's."""
+        """Like `RandomState.uniform`. The last axis of `size` counts the slice's images."""
         return self._random.uniform(low, high, self._whole(size))[..., self._share]
 
     def _whole(self, size):
-        """The size with the batch's number of images as its last axis."""
+        """Returns `size` with the number of images in the whole batch as its last axis."""
         return (size[:-1] if isinstance(size, tuple) else ()) + (self._total,)
 
 
 def random_crop(images, padding, flip, border, random):
-    """Pads [N, H, W, C] by `padding` pixels `border` on each side, crops each back at a place drawn from `random`.
+    """Pads images [N, H, W, C] by `padding` pixels on each side and crops each at a random place to its old size.
 
-    `flip`: mirrors each left to right, or not, as drawn from `random`.
+    Args:
+        images: the images.
+        padding: number of pixels.
+        flip: whether images are mirrored left to right with probability 1/2.
+        border: the pixel for padding, [C].
+        random: a RandomState or RandomShare.
     """
     count, height, width, channels = images.shape
     padded = np.empty([count, height + 2 * padding, width + 2 * padding, channels], images.dtype)
@@ -101,12 +113,16 @@ def random_crop(images, padding, flip, border, random):
         columns[mirrored] = columns[mirrored, ::-1]
     image = np.arange(count)[:, None, None] * padded.shape[1]
     places = (image + rows[:, :, None]) * padded.shape[2] + columns[:, None, :]
-    # A pixel is taken as one item, which is many times faster than as a row of channels.
+    # `take` with a pixel as one item is many times faster than with a row of channels.
     return padded.view([("pixel", padded.dtype, (channels,))]).ravel().take(places)["pixel"]
 
 
 def random_cutout(images, side, border, random):
-    """Hides a square of `side` pixels of each of [N, H, W, C] by the pixel `border`; its middle is anywhere in it."""
+    """Replaces a square in each of the images [N, H, W, C] by the pixel `border`.
+
+    The square's side is `side` pixels. The square's centre is a random pixel of the image, so the square may extend
+    beyond the edges.
+    """
     hidden = []
     for axis in (1, 2):
         start = random.randint(0, images.shape[axis], len(images))[:, None] - side // 2
@@ -119,16 +135,22 @@ def random_cutout(images, side, border, random):
 
 
 def random_rotation(images, degrees, border, random):
-    """Turns each of [N, H, W, C] about its centre by up to `degrees` either way, by bilinear interpolation.
+    """Rotates each image about its centre by a random angle, with bilinear interpolation.
 
-    `border`: the pixel [C] beyond the edge, float32 as the images.
+    Args:
+        images: float32 [N, H, W, C].
+        degrees: maximum angle in either direction.
+        border: the pixel beyond the edges, float32 [C].
+        random: a RandomState or RandomShare.
+    Returns:
+        float32 [N, H, W, C].
     """
     count, height, width, channels = images.shape
     angles = np.radians(random.uniform(-degrees, degrees, count)).astype(np.float32)[:, None]
     down, right = (index.reshape(1, -1).astype(np.float32) for index in np.indices((height, width)))
     centre_down, centre_right = np.float32((height - 1) / 2), np.float32((width - 1) / 2)
     cos, sin = np.cos(angles), np.sin(angles)
-    # Where each pixel comes from, in an image with one more pixel before and two behind along each axis: [N, H·W].
+    # [N, H·W]: source position of each pixel, in an image padded by one pixel before and two after along each axis.
     from_down = cos * (down - centre_down) + sin * (right - centre_right) + (centre_down + 1)
     from_right = cos * (right - centre_right) - sin * (down - centre_down) + (centre_right + 1)
     np.clip(from_down, 0, height + 1, out=from_down)
@@ -140,7 +162,7 @@ def random_rotation(images, degrees, border, random):
     padded[:, 1:-2, 1:-2] = images
     corner = top * (width + 3) + left + np.arange(count, dtype=np.int32)[:, None] * ((height + 3) * (width + 3))
     turned = np.empty([count, height * width, channels], images.dtype)
-    for channel in range(channels):  # np.take of single values is many times faster than of rows
+    for channel in range(channels):  # `take` of single values is many times faster than of rows
         pixels = padded[..., channel].ravel()
         upper, lower = pixels.take(corner), pixels.take(corner + (width + 3))
         upper += (pixels.take(corner + 1) - upper) * beside

@@ -1,4 +1,4 @@
-"""How are checkpoints saved, pruned and restored, and damaged ones skipped?"""
+"""How are checkpoints saved, pruned and restored, and damaged checkpoints skipped?"""
 
 import glob
 import os
@@ -9,29 +9,29 @@ import tensorflow.compat.v1 as tf
 from support import UserError, say
 from support.run_directory import CHECKPOINT
 
-# How restoring reports that a file is damaged or missing; ValueError: the index is missing.
+# The errors that restoring raises for a damaged or missing file; ValueError: the index file is missing.
 DAMAGED = (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.NotFoundError, ValueError)
 
 
 def step_of(checkpoint):
-    """The global step at which a checkpoint, given by its path, was saved."""
+    """Returns the global step at which a checkpoint was saved. `checkpoint` is its path."""
     return int(tf.train.load_checkpoint(checkpoint).get_tensor("global_step"))
 
 
 class Checkpoints:
-    """Numbered checkpoints of a session: the newest few, and the best on validation in the folder `best`.
+    """Numbered checkpoints of a session: the newest ones, and in the folder `best` the best one on validation.
 
-    Make it when the graph has all its variables.
+    Create the object after all variables of the graph.
 
     Args:
         directory: the `support.run_directory.RunDirectory`.
-        keep: number of newest checkpoints that are kept.
+        keep: number of newest checkpoints to keep.
     """
 
     def __init__(self, directory, keep=3):
         self.directory = directory
         self.keep = keep
-        # The Saver keeps all: its own list of old files is lost when the process is killed.
+        # The Saver deletes nothing: it loses its list of old checkpoints when the process ends. `_save` deletes them.
         self.saver = tf.train.Saver(max_to_keep=None, save_relative_paths=True)
         self._earlier_saver = None
         with tf.name_scope("finite"):
@@ -47,27 +47,27 @@ class Checkpoints:
         self._save(session, "best", step, 1)
 
     def _save(self, session, folder, step, keep):
-        if not session.run(self._finite):  # a finite loss may still have had an infinite gradient
+        if not session.run(self._finite):  # a finite loss can have an infinite gradient
             raise UserError("step %d made weights infinite: lower init_learning_rate or raise epsilon; this is not "
                             "saved, the checkpoints before it are kept" % step)
         path = os.path.join(self.directory.path, folder)
         try:
             os.makedirs(path, exist_ok=True)
             self.saver.save(session, os.path.join(path, CHECKPOINT), global_step=step, write_meta_graph=False)
-            # Those of later steps are damaged ones, which were skipped: they do not count.
+            # Checkpoints of later steps are damaged, and restoring skipped them. They are not counted.
             past = [prefix for saved, prefix in self.directory.checkpoints(folder) if saved <= step]
             for prefix in past[keep:]:
                 tf.train.remove_checkpoint(prefix)
         except (OSError, ValueError, tf.errors.OpError) as error:
             problem = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
-            raise UserError("cannot save a checkpoint in %s (%s): make room there; the same command then goes on from "
-                            "the newest one" % (path, problem.splitlines()[0])) from None
+            raise UserError("cannot save a checkpoint in %s (%s): make room there; the same command then resumes "
+                            "from the newest one" % (path, problem.splitlines()[0])) from None
 
     def restore_newest(self, session):
-        """Restores the newest intact checkpoint, the best on validation among them, saying which ones were skipped.
+        """Restores the newest intact checkpoint, including those in `best`, and prints which ones are skipped.
 
         Returns:
-            whether there was one.
+            whether a checkpoint was restored.
         Raises:
             UserError: there are checkpoints, but none is intact, or they cannot be read.
         """
@@ -75,26 +75,28 @@ class Checkpoints:
                        key=lambda entry: entry[0], reverse=True)
         if self._restore_first(session, found):
             return True
-        # progress.json is written after each save: without it, what was found is a first save that was broken off.
+        # progress.json is written after each save. Without it, the files found are those of an interrupted first save.
         if found and os.path.exists(os.path.join(self.directory.path, "progress.json")):
             raise UserError("no checkpoint in %s is intact, and nothing is started afresh over them: "
                             "move the folder away, or set run_name to another name" % self.directory.path)
         return False
 
     def restore_for_use(self, session, chosen="best"):
-        """Restores the best checkpoint on validation, or the newest one where there is none that is intact.
+        """Restores the best checkpoint on validation, or the newest intact one if there is no intact best one.
 
         Args:
-            chosen: the one to restore instead: a path, or a name in the run's directory, `dense.ckpt-<step>`;
-                "best" for the usual choice.
+            session: the session.
+            chosen: "best", or the checkpoint to restore instead: a path, or a name in the run's directory,
+                `dense.ckpt-<step>`.
         Returns:
-            the path of the one that was restored.
+            the path of the restored checkpoint.
         Raises:
-            UserError: there is none that is intact.
+            UserError: there is no intact checkpoint, or the chosen checkpoint is not found or not intact.
         """
         found = self.directory.checkpoints("best") + self.directory.checkpoints()
         if not found:
-            raise UserError("%s has no checkpoint yet: leave mode out to go on with its training" % self.directory.path)
+            raise UserError("%s has no checkpoint yet: run without mode= to continue its training"
+                            % self.directory.path)
         if chosen != "best":
             name = re.sub(r"\.(index|data-\d+-of-\d+)$", "", chosen)
             paths = [os.path.join(folder, name) for folder in ("", self.directory.path,
@@ -102,7 +104,7 @@ class Checkpoints:
             known = ", ".join(path for _, path in found)
             found = [(0, path) for path in paths if glob.glob(glob.escape(path) + ".*")][:1]
             if not found:
-                raise UserError("there is no checkpoint %s: those of this run are %s" % (chosen, known))
+                raise UserError("there is no checkpoint %s: this run has %s" % (chosen, known))
         restored = self._restore_first(session, found)
         if not restored:
             if chosen == "best":
@@ -113,7 +115,7 @@ class Checkpoints:
         return restored
 
     def _restore_first(self, session, found):
-        """Restores the first intact one of [(step, path)]; returns its path, or None."""
+        """Restores the first intact checkpoint in [(step, path)]; returns its path, or None."""
         for _, prefix in found:
             try:
                 self._saver_for(prefix).restore(session, prefix)
@@ -127,11 +129,11 @@ class Checkpoints:
         return None
 
     def _saver_for(self, prefix):
-        """The Saver that reads a checkpoint: earlier versions numbered the blocks of some networks from 1, not 0."""
+        """Returns the Saver for a checkpoint. Earlier versions numbered the blocks of some networks from 1, not 0."""
         try:
             saved = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
         except (tf.errors.OpError, ValueError, IndexError, RuntimeError):
-            return self.saver  # damaged, as restoring it will report
+            return self.saver  # damaged: restoring will report it
         if any(name.startswith("dense_0/") for name in saved) or not any(name.startswith("dense_1/") for name in saved):
             return self.saver
         if self._earlier_saver is None:

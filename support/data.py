@@ -1,4 +1,4 @@
-"""What is a data set here, how is a validation split taken, and how are images normalized?"""
+"""What is a data set, how is its validation split taken, and how are images normalized?"""
 
 import dataclasses
 import math
@@ -8,8 +8,8 @@ import numpy as np
 
 from support.file_reading import DataError
 
-MOST_MEASURED = 60000  # training images from which mean and deviation are computed, evenly spread
-CHUNK_PIXELS = 2 ** 22  # of images that are read at a time
+MOST_MEASURED = 60000  # maximum number of training images, evenly spaced, for computing mean and deviation
+CHUNK_PIXELS = 2 ** 22  # of the images that are read at once
 
 
 @dataclasses.dataclass
@@ -25,10 +25,15 @@ class Split:
 
 @dataclasses.dataclass
 class DataSet:
-    """A data set that is ready to be trained on.
+    """A data set that is ready for training.
 
-    `mean` and `deviation`: float32 [C], of the training pixels. `border`: float32 [C], the normalized pixel that lies
-    beyond an image's edge.
+    Attributes:
+        name: as in the setting `dataset`.
+        train, validation, test: the splits.
+        class_names: a name for each label.
+        mean, deviation: mean and standard deviation of the training pixels in each channel, float32 [C].
+        border: the normalized pixel with which images are padded, float32 [C].
+        checksum: CRC-32 of all images. None: `fingerprint` computes it from the images.
     """
 
     name: str
@@ -39,7 +44,7 @@ class DataSet:
     mean: np.ndarray
     deviation: np.ndarray
     border: np.ndarray
-    checksum: int = None  # of all images, where these are not to be read for it
+    checksum: int = None
 
     @property
     def image_shape(self):
@@ -47,7 +52,7 @@ class DataSet:
         return self.train.images.shape[1:]
 
     def fingerprint(self):
-        """What identifies the data and how it was split, as a dictionary of plain values."""
+        """Returns a dictionary of plain values that identifies the data and its splits."""
         crc = self.checksum or 0
         for split in (self.train, self.validation, self.test):
             if self.checksum is None:
@@ -58,13 +63,18 @@ class DataSet:
 
 
 def data_set(name, train, test, class_names, validation_size, black_border, checksum=None):
-    """A DataSet whose validation split is a fixed random choice, whatever the run's seed, from the training split.
+    """Returns a DataSet whose validation split is taken from the training split.
+
+    The choice of validation images is random but fixed. It does not depend on the run's seed.
 
     Args:
-        train, test: Splits; their images may be an object that reads images when it is indexed, with a method `subset`.
+        name: as in the setting `dataset`.
+        train, test: Splits. Their images may also be an object that reads images when it is indexed, with a method
+            `subset`, like `support.image_folder.Images`.
         validation_size: number of images, or a share of the training split (below 1).
-        black_border: whether black lies beyond an image's edge, as around a digit, or the mean pixel.
-        checksum: of all images, where these are not to be read for it.
+        class_names: a name for each label.
+        black_border: True: images are padded with black, as around a digit; False: with the mean pixel.
+        checksum: CRC-32 of all images. None: `DataSet.fingerprint` computes it from the images.
     Raises:
         DataError: the validation split would leave no training images.
     """
@@ -77,7 +87,7 @@ def data_set(name, train, test, class_names, validation_size, black_border, chec
     kept, held_out = np.sort(order[validation_size:]), np.sort(order[:validation_size])
     subset = getattr(train.images, "subset", train.images.__getitem__)
     kept_images = subset(kept)
-    # From the counts of the 256 byte values: exact, and no float copy of all images.
+    # Mean and deviation come from the counts of the 256 byte values: exact, without a float copy of all images.
     counts = np.zeros([kept_images.shape[-1], 256], np.int64)
     step = math.ceil(len(kept) / MOST_MEASURED)
     measured = kept_images if step == 1 else subset(kept[::step])
@@ -96,9 +106,13 @@ def data_set(name, train, test, class_names, validation_size, black_border, chec
 
 
 def color_preprocessing(images, mean, deviation):
-    """uint8 [N, H, W, C] to float32: minus the mean, over the standard deviation, of each channel.
+    """Normalizes each channel: subtracts the mean and divides by the standard deviation.
 
-    Both are the training set's, for every later image, too.
+    Args:
+        images: uint8 [N, H, W, C].
+        mean, deviation: those of the training split, float32 [C], for the images of every split.
+    Returns:
+        float32 [N, H, W, C].
     """
     count, height, width, channels = images.shape
     rows = images.reshape(count, height, width * channels)  # NumPy is slow along an axis as short as the channels'

@@ -1,4 +1,4 @@
-"""How are files downloaded, so that each is complete and verified before it gets its name?"""
+"""How are files downloaded and verified before they get their final names?"""
 
 import os
 import threading
@@ -13,33 +13,34 @@ from support import UserError
 
 pooch.get_logger().setLevel("WARNING")
 
-CONNECT_SECONDS = 4.0  # a firewall that drops packets is noticed after this long, once for all mirrors
-READ_SECONDS = 20.0  # longest silence in the middle of a download
-ATTEMPTS = 3  # at each mirror that answers
+CONNECT_SECONDS = 4.0  # connection time-out; mirrors are probed together, so a packet-dropping firewall costs it once
+READ_SECONDS = 20.0  # longest pause within a download
+ATTEMPTS = 3  # per file, at each mirror that answers
 CHUNK = 1 << 16
 
 
 class Unavailable(UserError):
-    """Neither on disk nor to be downloaded."""
+    """A file is not on disk and cannot be downloaded."""
 
 
 class _Refused(Exception):
-    """The mirror answers, but not with the file: asking it again would not help."""
+    """The mirror answers, but not with the file. Another request would not help."""
 
 
 def fetch_all(files, mirrors, folder):
-    """Downloads the files into the folder, each under its name once it is complete and verified.
+    """Downloads files into a folder. A file gets its name only when it is complete and verified.
 
     Args:
         files: {name: (size in bytes, sha256 in hexadecimal)}.
-        mirrors: URLs of folders, each ending in '/', that hold the files; tried in this order.
+        mirrors: URLs of folders that contain the files. Each ends in '/'. They are tried in this order.
+        folder: the folder to write to.
     Raises:
-        Unavailable: no mirror delivers, or the folder cannot be written; one sentence says which and why.
+        Unavailable: no mirror delivers a file, or the folder cannot be written. The message says which and why.
     """
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise Unavailable("cannot make the folder %s (%s)" % (folder, error.strerror)) from None
+        raise Unavailable("cannot create the folder %s (%s)" % (folder, error.strerror)) from None
     problems = _unreachable(mirrors)
     reachable = [mirror for mirror in mirrors if mirror not in problems]
     for name, (size, sha256) in files.items():
@@ -54,33 +55,33 @@ def fetch_all(files, mirrors, folder):
 
 
 def _fetch(url, name, size, sha256, folder):
-    """Tries one URL a few times. Returns what went wrong at last, or None."""
+    """Tries one URL up to ATTEMPTS times. Returns a description of the last problem, or None after a success."""
     def download(url, temporary, _pooch):
         _stream(url, temporary, name, size)
 
     problem = None
     for attempt in range(ATTEMPTS):
-        time.sleep(attempt)  # 0, 1, 2 seconds: gives a busy server time
+        time.sleep(attempt)  # 0, 1, 2 seconds: a busy server may recover
         try:
-            # Downloads to a temporary name in the folder, compares the hash, then renames.
+            # pooch downloads to a temporary file in the folder, compares the hash, then renames the file.
             path = pooch.retrieve(url, "sha256:" + sha256, name, folder, downloader=download)
             umask = os.umask(0)
             os.umask(umask)
-            os.chmod(path, 0o666 & ~umask)  # the temporary file was its owner's alone
+            os.chmod(path, 0o666 & ~umask)  # the temporary file was private to its owner
             return None
         except _Refused as error:
             return str(error)
         except requests.RequestException as error:
             problem = "no complete answer (%s)" % type(error).__name__
         except ValueError:  # pooch: the hash does not match
-            problem = "what it sends is not the file (sha256 differs)"
+            problem = "received a wrong file (sha256 differs)"
         except OSError as error:
             raise Unavailable("cannot write %s (%s)" % (os.path.join(folder, name), error.strerror or error)) from None
     return problem
 
 
 def _stream(url, path, name, size):
-    """Writes the URL's content to the path, with a progress bar, and never more than `size` bytes."""
+    """Downloads a URL to a path, with a progress bar. Never writes more than `size` bytes."""
     with requests.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS),
                       headers={"Accept-Encoding": "identity"}) as response:
         if 400 <= response.status_code < 500:
@@ -88,7 +89,7 @@ def _stream(url, path, name, size):
         response.raise_for_status()
         length = response.headers.get("Content-Length")
         if length is not None and length != str(size):
-            raise _Refused("sends %s bytes where the file has %d" % (length, size))
+            raise _Refused("sends %s bytes instead of %d" % (length, size))
         received = 0
         with open(path, "wb") as file, tqdm(total=size, unit="B", unit_scale=True, desc=name, leave=False,
                                             disable=None) as bar:
@@ -103,9 +104,9 @@ def _stream(url, path, name, size):
 
 
 def _unreachable(mirrors):
-    """{mirror: what is wrong} of those whose host does not answer; all are asked at once.
+    """Probes all mirrors at once; returns {mirror: problem} for the mirrors whose host does not answer.
 
-    In threads, because a name look-up that gets no answer cannot be given a time-out of its own.
+    Each probe runs in a thread, because a DNS lookup has no time-out of its own.
     """
     problems = {mirror: "no answer in %g seconds" % CONNECT_SECONDS for mirror in mirrors}
 

@@ -1,4 +1,4 @@
-"""How does a trained network become files that need only TensorFlow: a SavedModel and a frozen graph?"""
+"""How is a trained network exported as a SavedModel and a frozen graph, which need only TensorFlow?"""
 
 import collections
 import os
@@ -12,15 +12,17 @@ from support import UserError
 
 
 def export_graph(sess, inputs, outputs, path):
-    """Writes what the session's graph computes, its variables turned into constants.
+    """Writes the session's graph with its variables converted to constants.
 
     Args:
+        sess: the session.
         inputs, outputs: {name in the signature `serving_default`: tensor}.
-        path: `<path>/` becomes the SavedModel, `<path>.pb` the frozen graph, whose tensors have the same names.
+        path: the SavedModel is written to the folder `<path>/`, the frozen graph to the file `<path>.pb`. The tensors
+            of the frozen graph keep their names.
     Returns:
-        (the path of the SavedModel, that of the frozen graph).
+        (path of the SavedModel, path of the frozen graph).
     Raises:
-        UserError: they exist already, or cannot be written.
+        UserError: one of the two paths exists already or cannot be written.
     """
     frozen = path + ".pb"
     for there in (path, frozen):
@@ -32,7 +34,7 @@ def export_graph(sess, inputs, outputs, path):
     graph_def = folded(tf.graph_util.convert_variables_to_constants(sess, sess.graph.as_graph_def(), kept), kept)
     new = path + ".new"
     try:
-        shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(new, ignore_errors=True)  # left over by a killed process
         with tf.Graph().as_default() as graph, tf.Session() as frozen_sess:
             tf.import_graph_def(graph_def, name="")
             infos = {name: tf.saved_model.utils.build_tensor_info(graph.get_tensor_by_name(op + ":0"))
@@ -44,7 +46,7 @@ def export_graph(sess, inputs, outputs, path):
                     tf.saved_model.signature_def_utils.build_signature_def(
                         {name: infos[name] for name in inputs}, {name: infos[name] for name in outputs},
                         tf.saved_model.signature_constants.PREDICT_METHOD_NAME)},
-                strip_default_attrs=True)  # attributes that older versions do not know, and that do nothing
+                strip_default_attrs=True)  # attributes with default values, which older versions may not know
             with open(builder.save(), "rb") as file:
                 stripped = SavedModel.FromString(file.read()).meta_graphs[0].graph_def
         with open(frozen + ".new", "wb") as file:
@@ -58,13 +60,16 @@ def export_graph(sess, inputs, outputs, path):
 
 
 def folded(graph_def, outputs):
-    """The graph without the batch normalizations of a convolution's output: scaled weights and an offset do the same.
+    """Folds each batch normalization that follows a convolution or matrix product into scaled weights and an offset.
 
-    Those of a concatenation stay: each layer of a dense block normalizes the same maps in its own way.
+    A batch normalization of a concatenation is not folded: each layer of a dense block normalizes the same feature
+    maps with its own scale and offset.
 
     Args:
-        graph_def: of inference, without variables; changed.
-        outputs: the names of the nodes that are to be kept, with what they need.
+        graph_def: an inference graph without variables. It is modified.
+        outputs: names of the output nodes.
+    Returns:
+        a GraphDef with the output nodes and the nodes that they depend on.
     """
     nodes = {node.name: node for node in graph_def.node}
     used = collections.Counter(_source(name) for node in graph_def.node for name in node.input)
@@ -75,7 +80,10 @@ def folded(graph_def, outputs):
                                                                                                node.input)))
 
     def product_before(norm):
-        """The node whose output alone the batch normalization takes, if its weights are constant, or None."""
+        """Returns the Conv2D or MatMul node before a batch normalization, or None.
+
+        The node must have constant weights, and the batch normalization must be the only user of its output.
+        """
         node = nodes[_source(norm.input[0])]
         while node.op in ("Identity", "Reshape") and used[node.name] == 1:
             node = nodes[_source(node.input[0])]
@@ -105,7 +113,7 @@ def folded(graph_def, outputs):
 
 
 def _source(name):
-    """The node that an input of another comes from."""
+    """Returns the name of the node that a node's input comes from."""
     return name.lstrip("^").split(":")[0]
 
 

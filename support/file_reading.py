@@ -1,4 +1,4 @@
-"""How are a data set's files found, and read without trusting their headers?"""
+"""How are the files of a data set found, and read without trusting their headers?"""
 
 import gzip
 import os
@@ -7,18 +7,21 @@ import zlib
 
 from support import UserError
 
-MOST_DEFLATE_GAINS = 1032  # no deflate stream grows by more than this factor when it is unpacked
+MOST_DEFLATE_GAINS = 1032  # maximum ratio of decompressed to compressed size in the deflate format
 
 
 class DataError(UserError):
-    """A file of a data set is not what its name says."""
+    """A file or folder of a data set is missing, damaged, or does not have the expected content."""
 
 
 def find(names, folders):
-    """The path of the first of the names that is in one of the folders, the folders in turn; or None.
+    """Searches folders for a file or folder; returns the first path that is found, or None.
 
+    Args:
+        names: names that are accepted, in order of preference within a folder.
+        folders: folders to search, in this order. Folders that do not exist are skipped.
     Raises:
-        DataError: a folder is no folder, or cannot be read.
+        DataError: one of the folders is not a folder, or cannot be read.
     """
     for folder in folders:
         try:
@@ -33,22 +36,24 @@ def find(names, folders):
 
 
 def read_bytes(path, header_size, size_from_header):
-    """The content of a file, unpacked if its name ends in .gz, once its size is seen to be what its header claims.
+    """Reads a file and checks that its size agrees with its header. A file named *.gz is decompressed.
 
     Args:
-        header_size: bytes at the start that say how long the file is.
-        size_from_header: from those bytes to the size of the whole content; raises DataError where they are wrong.
+        path: the file.
+        header_size: number of bytes in the header.
+        size_from_header: function from the header's bytes to the size in bytes of the whole content, header included.
+            It raises DataError if the header is wrong.
     Raises:
-        DataError: unreadable, damaged, or shorter or longer than its header claims.
+        DataError: the file is unreadable or damaged, or shorter or longer than its header says.
     """
     try:
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
             header = file.read(header_size)
             if len(header) < header_size:
-                raise DataError("%s is cut short: it has no complete header" % path)
+                raise DataError("%s is truncated: its header is incomplete" % path)
             size = size_from_header(header)
             limit = os.path.getsize(path) * (MOST_DEFLATE_GAINS if path.endswith(".gz") else 1)
-            if size > limit:  # before any memory is asked for
+            if size > limit:  # checked before memory is allocated
                 raise DataError("%s should hold %d bytes, more than a file of its size can" % (path, size))
             content = header + file.read(size - header_size + 1)
     except OSError as error:
@@ -62,15 +67,16 @@ def read_bytes(path, header_size, size_from_header):
 
 
 def read_members(path, sizes):
-    """The content of some members of a tar.gz, read in memory: nothing is written, wherever a member wants to go.
+    """Reads members of a tar.gz archive into memory. Nothing is extracted to disk, so member paths are harmless.
 
     Args:
-        sizes: {name of the member, exactly as in the archive: bytes}.
+        path: the archive.
+        sizes: {name of a member, exactly as in the archive: size in bytes}.
     Returns:
         {name: content}.
     Raises:
-        DataError: unreadable or damaged; a member is missing, has another size or is no plain file; the archive
-            unpacks to far more than those members.
+        DataError: the archive is unreadable or damaged; a member is missing, has another size or is not a regular
+            file; the decompressed archive is much larger than the members.
     """
     found = {}
     try:
@@ -79,7 +85,7 @@ def read_members(path, sizes):
             with tarfile.open(fileobj=limited, mode="r|") as archive:
                 found.update((member.name, _content_of(archive, member, sizes[member.name], path))
                              for member in archive if member.name in sizes)
-            while limited.read(1 << 20):  # to the end, where gzip compares its checksum
+            while limited.read(1 << 20):  # to the end, where gzip verifies its checksum
                 pass
     except _TooLong:
         raise DataError("%s unpacks to far more than it should: it is not the archive its name says" % path) from None
@@ -99,11 +105,11 @@ def _content_of(archive, member, size, path):
 
 
 class _TooLong(Exception):
-    """More bytes came than there should be."""
+    """A `_Limited` file has more bytes than its limit."""
 
 
 class _Limited:
-    """A file of which at most `limit` bytes can be read, so that neither a bomb nor a bad header costs more."""
+    """A file that raises _TooLong after `limit` bytes. Limits the cost of a decompression bomb or a wrong header."""
 
     def __init__(self, file, limit):
         self._file = file

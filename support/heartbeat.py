@@ -1,4 +1,4 @@
-"""How does a worker notice that another one is lost?"""
+"""How does a worker detect that another worker is lost?"""
 
 import os
 import sys
@@ -9,20 +9,21 @@ import tensorflow.compat.v1 as tf
 
 from support import say
 
-START_PATIENCE = 10  # times the time-out for which a worker is waited for at the start
-HEARTBEAT_SECONDS = 1.0
+START_PATIENCE = 10  # time-outs: how long to wait for a worker at the start
+HEARTBEAT_SECONDS = 1.0  # interval between two heartbeats
 
 
 class Heartbeat:
-    """Threads that ask other workers for a sign of life every second, and end this process if one is silent too long.
+    """Threads that send a heartbeat request to other workers every second.
 
-    They end the process themselves, because a session that waits for a lost worker may never return.
+    If a worker does not answer in time, a thread ends this process. The main thread cannot do so, because a session
+    that waits for a lost worker may never return.
 
     Args:
         target: address of this process's server.
         workers: addresses of all workers.
-        task: this worker's index.
-        others: indices of the workers to listen to.
+        task: index of this worker.
+        others: indices of the workers to monitor.
         timeout: seconds of silence after which a worker is lost.
     """
 
@@ -39,24 +40,24 @@ class Heartbeat:
         threading.Thread(target=self._judge, daemon=True).start()
 
     def wait(self):
-        """Waits until all others have answered once."""
+        """Waits until all monitored workers have answered once."""
         if not self._all_here.wait(5.0):
             missing = [self._name(other) for other in self._others if other not in self._heard]
             say("waiting for %s" % ", ".join(missing))
             self._all_here.wait()
 
     def hurry(self):
-        """After a session error: ends this process if another worker is silent now, else returns."""
+        """Call this after a session error. Ends this process if another worker is silent now, else returns."""
         self._timeout = min(self._timeout, 5 * HEARTBEAT_SECONDS)
         time.sleep(2 * self._timeout)
 
     def _listen(self, target, task, other):
-        """Runs an operation in the other worker every second."""
+        """Runs an operation on the other worker every second."""
         config = tf.ConfigProto(isolate_session_state=True, device_filters=[
             "/job:worker/task:%d" % task, "/job:worker/task:%d" % other])
         with tf.Graph().as_default() as graph:
             with tf.device("/job:worker/task:%d/cpu:0" % other):
-                sign = tf.random.stateless_uniform([], [0, 0])  # a constant would not leave this process
+                sign = tf.random.stateless_uniform([], [0, 0])  # a constant would stay in this process
         try:
             with tf.Session(target, config=config, graph=graph) as sess:
                 while True:
@@ -85,6 +86,6 @@ class Heartbeat:
         return "worker %d (%s)" % (task, self._workers[task])
 
     def _end(self, what):
-        print("Densenet.py: %s: start all workers again, they go on from the newest checkpoint" % what,
+        print("Densenet.py: %s: start all workers again, they resume from the newest checkpoint" % what,
               file=sys.stderr, flush=True)
         os._exit(1)

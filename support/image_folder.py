@@ -21,23 +21,26 @@ from support.machine import cores
 from support.run_directory import fcntl
 
 CHANNELS = 3
-TEST_SHARE = 1 / 6  # of each class's images, drawn at random but always the same, where no test images are given
-LISTED = 10  # files that cannot be read are named, at most so many on the terminal
-CROP_MARGIN = 8 / 7  # images that are cropped at random are kept larger by this factor, as 256 is to 224
+TEST_SHARE = 1 / 6  # of each class's images, if there is no test folder; a fixed random choice
+LISTED = 10  # maximum number of unreadable files that the terminal lists
+CROP_MARGIN = 8 / 7  # for random crops, images are stored larger than image_size by this factor, 256/224
 IGNORED = ("Thumbs.db", "desktop.ini")
 
 
 def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir="cache"):
-    """The images under a folder as a DataSet: uint8 [N, image_size, image_size, 3], read from the cache when taken.
+    """Returns the images under a folder as a DataSet with uint8 images [N, image_size, image_size, 3].
+
+    All images are decoded once into a cache on disk. Indexing the DataSet's images reads them from the cache.
 
     Args:
-        data_dir: holds a sub-folder for each class, or `train` and `test` (or `val`) with one for each class.
-        validation_size: training images held out: a number, or a share of them.
+        data_dir: contains one sub-folder per class, or `train` and `test` (or `val`) with one sub-folder per class.
+        validation_size: number of training images held out, or a share of them.
+        image_size: side in pixels of the images that a network gets.
         crop_area: see `random_boxes`.
-        cache_dir: where the decoded images are kept, in a folder of their own.
+        cache_dir: the decoded images are stored in a sub-folder of this folder.
     Raises:
-        DataError: there are no classes, or one of them has no image that can be read.
-        UserError: the cache cannot be written.
+        DataError: there are no valid class folders, a class has no readable training image, or the test split is empty.
+        UserError: the cache cannot be written or read, or the operating system cannot read an image file.
     """
     classes, files = _listed(data_dir)
     side = stored_side(image_size, crop_area)
@@ -65,7 +68,7 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
     for line in skipped[:LISTED].tolist():
         say("skipped %s" % line)
     if len(skipped) > LISTED:
-        say("skipped %d more: all are in %s" % (len(skipped) - LISTED, os.path.join(cache, "skipped.txt")))
+        say("skipped %d more files: %s lists all of them" % (len(skipped) - LISTED, os.path.join(cache, "skipped.txt")))
 
     def split(rows):
         return Split(Images(pixels, rows, image_size), labels[rows])
@@ -83,20 +86,21 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
 
 
 def stored_side(image_size, crop_area):
-    """Pixels along a side of a stored image, of which a network sees `image_size`."""
+    """Returns the side in pixels of a stored image. A network gets `image_size` pixels of it."""
     return image_size if crop_area == 1.0 else int(round(image_size * CROP_MARGIN))
 
 
 def centre_of(images, size):
-    """The middle [..., size, size, C] of images [..., S, S, C]."""
+    """Returns the centre [..., size, size, C] of images [..., S, S, C]."""
     start = (images.shape[-2] - size) // 2
     return images[..., start:start + size, start:start + size, :]
 
 
 class Images:
-    """Some rows of the stored pixels [M, S, S, 3], as uint8 [N, size, size, 3]: of each its centre.
+    """The centres, uint8 [N, size, size, 3], of N of the stored images [M, S, S, 3].
 
-    As an array that is read when it is indexed: the operating system keeps in memory what fits there.
+    An object of this class is used like an array. Indexing it reads the images from the memory-mapped cache file. The
+    operating system keeps as much of the file in memory as fits.
     """
 
     def __init__(self, pixels, rows, size):
@@ -112,16 +116,16 @@ class Images:
         return centre_of(self._pixels[self._rows[chosen]], self._size)
 
     def subset(self, chosen):
-        """These of the images, without reading them."""
+        """Returns the chosen images as another `Images`, without reading them."""
         return Images(self._pixels, self._rows[chosen], self._size)
 
     def crops(self, batches, boxes=None):
-        """Yields uint8 [n, size, size, 3] for each batch; `tf.data` reads and resizes ahead, on all cores.
+        """Yields uint8 [n, size, size, 3] for each batch. `tf.data` reads and resizes ahead, on all cores.
 
         Args:
-            batches: int64 [batches, n], the images of each.
-            boxes: float32 [batches, n, 4], the part of each that is shown: left, top, right, bottom, as shares of its
-                side, see `random_boxes`; None: their centres.
+            batches: int64 [batches, n], the indices of the images in each batch.
+            boxes: float32 [batches, n, 4], the part of each image to use: left, top, right and bottom as fractions of
+                the image's side, see `random_boxes`. None: the centre.
         """
         size = self._size
         margin = (self._pixels.shape[1] - size) // 2
@@ -146,7 +150,8 @@ class Images:
             images = tf.data.Dataset.from_tensor_slices((rows, parts)).map(cropped, cores())
             iterator = tf.data.make_initializable_iterator(images.batch(batches.shape[1]).prefetch(2))
             following = iterator.get_next()
-        # Not as contexts: these belong to a thread, and who stops early closes this generator in another one.
+        # No `with` statement for the session: its context belongs to one thread. A consumer that stops early closes
+        # this generator in another thread.
         sess = tf.Session(graph=graph, config=tf.ConfigProto(device_count={"GPU": 0}))
         try:
             sess.run(iterator.initializer, {rows: self._rows[batches.ravel()], parts: boxes.reshape(-1, 4)})
@@ -157,11 +162,14 @@ class Images:
 
 
 def random_boxes(count, crop_area, random):
-    """Parts of images as Szegedy et al. 2015 (arXiv 1409.4842, section 6) draw them: float32 [count, 4], see `crops`.
+    """Draws random parts of images as in Szegedy et al. 2015 (arXiv 1409.4842, section 6).
 
     Args:
-        crop_area: the least share of the area; the sides' ratio goes from 3/4 to 4/3.
-        random: as in `data_augmentation`.
+        count: number of boxes.
+        crop_area: the smallest share of an image's area that a box covers. The aspect ratio is from 3/4 to 4/3.
+        random: a RandomState.
+    Returns:
+        the boxes, float32 [count, 4]; see `Images.crops`.
     """
     area, log_ratio, left, top = random.uniform(0.0, 1.0, (4, count))
     area = crop_area + (1 - crop_area) * area
@@ -172,17 +180,22 @@ def random_boxes(count, crop_area, random):
 
 
 def read_image(path, side, channels):
-    """Any image that Pillow reads, upright, on white where it is transparent, its centre: uint8 [side, side, channels].
+    """Reads an image file as uint8 [side, side, channels], in any format that Pillow reads.
+
+    The EXIF orientation is applied. Transparent images are drawn on white. The image is cropped to a square at its
+    centre and resized.
 
     Args:
+        path: the image file.
+        side: side in pixels of the result.
         channels: 1 for grey, 3 for red, green and blue.
     Raises:
-        Exception: of many kinds, if it is no image or damaged; decoders raise what they come upon.
+        Exception: the file is not an image, or it is damaged. Pillow's decoders raise exceptions of many types.
     """
     with Image.open(path) as image:
-        image.draft("RGB", (side, side))  # a large JPEG is decoded at a fraction of its size
+        image.draft("RGB", (side, side))  # decodes a large JPEG at a fraction of its size
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # grey, of 16 bits or in 32
+        if image.mode.startswith("I"):  # grey, 16 or 32 bits per pixel
             grey = np.asarray(image)
             image = Image.fromarray((grey / (256 if grey.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
         if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
@@ -193,12 +206,12 @@ def read_image(path, side, channels):
 
 
 def files_under(path):
-    """The files under a folder, at any depth, sorted, hidden ones left out; of a file, itself."""
+    """Lists the files under a folder, at any depth, sorted and without hidden files. For a file, returns [path]."""
     if not os.path.isdir(path):
         return [path]
     found, visited = [], set()
     for folder, folders, names in os.walk(path, followlinks=True):
-        if os.path.realpath(folder) in visited:  # a link to a folder above
+        if os.path.realpath(folder) in visited:  # a symbolic link to a folder that was visited
             folders[:] = []
             continue
         visited.add(os.path.realpath(folder))
@@ -208,7 +221,7 @@ def files_under(path):
 
 
 def _facts(path):
-    """What changes when a file does, or None where it cannot be seen."""
+    """Returns (size, modification time) of a file, by which a change is detected; None if they cannot be read."""
     try:
         found = os.stat(path)
     except OSError:
@@ -217,7 +230,7 @@ def _facts(path):
 
 
 def _listed(data_dir):
-    """(class names, [(path, label, whether it is a test image)])."""
+    """Returns (class names, [(path, label, whether it is a test image)])."""
     def folders_in(folder):
         try:
             return sorted(name for name in os.listdir(folder)
@@ -234,7 +247,7 @@ def _listed(data_dir):
         raise DataError("%s has %d sub-folders, not one for each of two classes or more: set data_dir to the folder "
                         "that holds them" % (train, len(classes)))
     for name in classes:
-        if not name.isprintable():  # as what is not UTF-8 appears
+        if not name.isprintable():  # for example, it is not UTF-8
             raise DataError("%s has a sub-folder %r: give it a name of letters that can be shown" % (train, name))
     if test and set(folders_in(test)) - set(classes):
         raise DataError("%s has the class %s, which %s has not: there is nothing to learn it from"
@@ -251,12 +264,12 @@ def _listed(data_dir):
 
 
 def _decode(files, side, data_dir, cache):
-    """Makes the cache: complete under its name, or not at all."""
+    """Decodes the files into a new cache. The cache gets its name only when it is complete."""
     def decoded(entry):
         try:
             return read_image(entry[0], side, CHANNELS).tobytes(), None
-        except Exception as error:  # of any kind: see read_image
-            if isinstance(error, MemoryError) or getattr(error, "errno", None):  # no matter of what is in the file
+        except Exception as error:  # of any type: see read_image
+            if isinstance(error, MemoryError) or getattr(error, "errno", None):  # not caused by the content
                 raise UserError("%s cannot be read (%s): make it readable, or take it away"
                                 % (entry[0], getattr(error, "strerror", None) or "not enough memory")) from None
             return None, "%s: %s" % (os.path.relpath(entry[0], data_dir), " ".join(str(error).split()) or
@@ -264,12 +277,12 @@ def _decode(files, side, data_dir, cache):
 
     say("decoding %d images of %s into %s" % (len(files), data_dir, cache))
     new = cache + ".new"
-    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(new, ignore_errors=True)  # left over by a killed process
     os.makedirs(new)
     kept, skipped, checksum = [], [], 0
     shows = sys.stderr is not None and sys.stderr.isatty()
     with open(os.path.join(new, "pixels"), "wb") as output, ThreadPoolExecutor(cores()) as threads:
-        for start in range(0, len(files), 1024):  # as many at a time: the rest would wait in memory
+        for start in range(0, len(files), 1024):  # in groups, to limit the decoded images in memory
             some = files[start:start + 1024]
             for entry, (pixels, problem) in zip(some, tqdm(threads.map(decoded, some), total=len(some), leave=False,
                                                            disable=not shows)):
@@ -291,7 +304,7 @@ def _decode(files, side, data_dir, cache):
 
 @contextlib.contextmanager
 def _locked(path):
-    """Only one process at a time is in it; the others wait."""
+    """A context that only one process at a time can enter. Other processes wait."""
     with open(path, "a") as file:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -5,7 +5,7 @@ import threading
 
 
 class Stopped(Exception):
-    """A signal stopped the run, which is saved."""
+    """A signal stopped the run. The run is saved."""
 
     def __init__(self, signal_number, message):
         super().__init__(message)
@@ -13,14 +13,18 @@ class Stopped(Exception):
 
 
 class Interruption:
-    """A context manager; `signal_number` is None until a signal asks to stop. A second one stops at once."""
+    """A context manager that records a request to stop by SIGINT or SIGTERM.
+
+    `signal_number` is None until the first signal. The first signal restores the previous handlers, so a second signal
+    stops the process at once.
+    """
 
     def __init__(self):
         self.signal_number = None
         self._previous = {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._ask)
         return self

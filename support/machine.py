@@ -1,4 +1,4 @@
-"""What can the processor do?"""
+"""How many cores may this process use, and does the processor have bfloat16 instructions?"""
 
 import os
 
@@ -6,7 +6,7 @@ import tensorflow.compat.v1 as tf
 
 
 def cores():
-    """How many of the processor's cores this process may use."""
+    """Returns the number of processor cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
@@ -14,9 +14,10 @@ def cores():
 
 
 def fast_precision():
-    """The faster type for wide convolutions: bfloat16 where the processor multiplies it itself, else float32.
+    """Returns the faster type for wide convolutions: "bfloat16" with native bfloat16 instructions, else "float32".
 
-    Only Linux reports it. TensorFlow 1.15 converts bfloat16 to float32 for each product, which is slower.
+    Only Linux reports these instructions. With TensorFlow 1.x the result is "float32": TensorFlow 1.15 converts
+    bfloat16 to float32 for each product, which is slower.
     """
     try:
         with open("/proc/cpuinfo") as file:

@@ -1,4 +1,4 @@
-"""What does an evaluation look like as pictures?"""
+"""How are the confusion matrix and the mistakes of an evaluation drawn as pictures?"""
 
 import io
 import math
@@ -9,18 +9,23 @@ from PIL import Image, ImageDraw
 from support.evaluation import SHOWN_CLASSES
 
 WHITE, BLACK, GREY = (255, 255, 255), (0, 0, 0), (120, 120, 120)
-RIGHT, WRONG = np.array([40, 140, 70.0]), np.array([200, 50, 40.0])  # colours of a full cell of the confusion matrix
+RIGHT, WRONG = np.array([40, 140, 70.0]), np.array([200, 50, 40.0])  # colours of cells with a share of 1
 
 
 def confusion_picture(confusion, class_names):
-    """A picture of the confusion matrix: rows are true classes, columns predicted ones, each cell a share of its row.
+    """Draws the confusion matrix. Rows are true classes, and columns are predicted classes.
 
+    The colour of a cell shows its share of the row.
+
+    Args:
+        confusion: int64 [true class, predicted class], in numbers of images.
+        class_names: names of the classes.
     Returns:
-        (a PNG, its width, its height).
+        (PNG as bytes, width, height).
     """
     count = len(class_names)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    strength = np.sqrt(shares)[:, :, None]  # the root makes rare mistakes visible
+    strength = np.sqrt(shares)[:, :, None]  # the square root makes rare mistakes visible
     full = np.where(np.eye(count, dtype=bool)[:, :, None], RIGHT, WRONG)
     cell = 36 if count <= SHOWN_CLASSES else max(1, 800 // count)
     colours = (255 + (full - 255) * strength).astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
@@ -52,12 +57,14 @@ def confusion_picture(confusion, class_names):
 
 
 def mistakes_picture(images, mistakes, class_names):
-    """A picture of the images that were classified wrongly, each with its predicted class and the probability.
+    """Draws misclassified images, each with its true class, its predicted class and the probability of the latter.
 
     Args:
-        images: uint8 [N, H, W, C], which the mistakes index; C is 1 or 3.
+        images: uint8 [N, H, W, C]; C is 1 or 3.
+        mistakes: as in `support.evaluation.Evaluation`, with indices into `images`.
+        class_names: names of the classes.
     Returns:
-        (a PNG, its width, its height).
+        (PNG as bytes, width, height).
     """
     class_names = _drawable(class_names)
     columns = min(len(mistakes), 5)
@@ -77,7 +84,7 @@ def mistakes_picture(images, mistakes, class_names):
 
 
 def _drawable(names):
-    """The names without letters that Pillow's default font may lack."""
+    """Returns the names with "?" for non-ASCII characters, which Pillow's default font may lack."""
     return [name.encode("ascii", "replace").decode() for name in names]
 
 

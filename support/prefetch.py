@@ -7,7 +7,10 @@ _END = object()
 
 
 def prefetched(items, depth=2):
-    """Yields the items of an iterator that a thread runs up to `depth` items ahead; its exceptions are raised here."""
+    """Yields the items of an iterator. A thread runs the iterator up to `depth` items ahead.
+
+    An exception of the iterator is raised in the consumer's thread.
+    """
     ready = queue.Queue(depth)  # of (item, error); error is _END after the last item
     stopped = threading.Event()
 
@@ -26,7 +29,7 @@ def prefetched(items, depth=2):
                 if stopped.is_set():
                     return
             put((None, _END))
-        except BaseException as error:  # whatever it is, it belongs to the consumer
+        except BaseException as error:  # of any type: the consumer raises it
             put((None, error))
 
     thread = threading.Thread(target=produce, daemon=True)

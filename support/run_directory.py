@@ -1,4 +1,4 @@
-"""How is the directory of a run held, checked and written, so that nothing in it is lost?"""
+"""How is the directory of a run locked, checked and written, so that nothing in it is lost?"""
 
 import glob
 import json
@@ -18,11 +18,13 @@ CHECKPOINT = "dense.ckpt"
 
 
 def locked(folder):
-    """Takes the folder for this process, until the returned file is closed or the process ends in any way.
+    """Locks a folder for this process; returns the lock file.
+
+    The lock ends when the returned file is closed or when the process ends, even if the process is killed.
 
     Raises:
-        UserError: another process has it.
-        OSError: its file `lock` cannot be written.
+        UserError: another process has locked the folder.
+        OSError: the file `lock` in the folder cannot be written.
     """
     lock = open(os.path.join(folder, "lock"), "a+")
     try:
@@ -34,7 +36,7 @@ def locked(folder):
         lock.close()
         raise UserError("the run in %s is being trained by process %s: wait for it, or set run_name to another name"
                         % (folder, holder)) from None
-    except OSError as error:  # some network file systems have no locks
+    except OSError as error:  # some network file systems do not support locks
         say("%s cannot be locked (%s): do not train this run in two processes at once" % (folder, error.strerror))
     lock.truncate(0)
     lock.write("%d\n" % os.getpid())
@@ -43,15 +45,19 @@ def locked(folder):
 
 
 class RunDirectory:
-    """`model_dir/run_name`, held by one process at a time; a context manager.
+    """The directory `model_dir/run_name` of a run. As a context manager, locks it for one process at a time.
 
+    Args:
+        path: the directory.
+        settings: {name: value} that identifies the run; see `support.configuration.identity`.
     Raises:
-        UserError: it cannot be made or written, another process holds it, or it holds a run with other settings.
+        UserError: on entering, the directory cannot be created or written, is locked by another process, or contains a
+            run with other settings.
     """
 
     def __init__(self, path, settings):
         self.path = path
-        self.settings = json.loads(json.dumps(settings))  # as it comes back from the file: lists for tuples
+        self.settings = json.loads(json.dumps(settings))  # as read back from JSON: lists instead of tuples
         self._lock = None
 
     def __enter__(self):
@@ -71,11 +77,11 @@ class RunDirectory:
 
     def __exit__(self, *_):
         if self._lock is not None:
-            self._lock.close()  # the lock goes with the file, also when the process is killed
+            self._lock.close()  # closing the file releases the lock
             self._lock = None
 
     def _remove_leftovers(self):
-        """Removes the temporary files of saves that were broken off."""
+        """Removes the temporary files of interrupted saves."""
         for pattern in (CHECKPOINT + "-*.tempstate*", "checkpoint.tmp*"):
             for folder in ("", "best"):
                 for leftover in glob.glob(os.path.join(glob.escape(self.path), folder, pattern)):
@@ -84,7 +90,7 @@ class RunDirectory:
     def _check_settings(self):
         before = self.read_json("settings.json")
         if not (self.checkpoints() or self.checkpoints("best") or self.read_json("result.json")):
-            self.write_json("settings.json", self.settings)  # what was there before came to nothing
+            self.write_json("settings.json", self.settings)  # an earlier run here saved nothing
             return
         if before is None:
             raise UserError("%s has checkpoints but no readable settings.json, so they cannot be told to fit: "
@@ -97,7 +103,7 @@ class RunDirectory:
                                 name, _shown(before.get(name)), _shown(now.get(name))) for name in differing)))
 
     def read_json(self, name):
-        """The object in a JSON file of the directory, or None where it is missing or damaged."""
+        """Returns the object in a JSON file of the directory, or None if the file is missing or damaged."""
         try:
             with open(os.path.join(self.path, name)) as file:
                 content = json.load(file)
@@ -106,11 +112,11 @@ class RunDirectory:
         return content if isinstance(content, dict) else None
 
     def write_json(self, name, content):
-        """Writes a JSON file: complete under its name, or not at all. Raises UserError if it cannot."""
+        """Writes a JSON file of the directory atomically. Raises UserError if the file cannot be written."""
         write_json(os.path.join(self.path, name), content, "model_dir")
 
     def keep_json(self, name):
-        """Renames a JSON file that is about to be replaced: result.json becomes result-1.json, result-2.json, …"""
+        """Renames a JSON file before it is replaced: result.json to result-1.json, the next one to result-2.json, …"""
         path = os.path.join(self.path, name)
         base, extension = os.path.splitext(path)
         number = 1
@@ -120,7 +126,10 @@ class RunDirectory:
             os.replace(path, "%s-%d%s" % (base, number, extension))
 
     def checkpoints(self, folder=""):
-        """[(global step, prefix)], newest first, found by their files: the state file may be lost or damaged."""
+        """Returns [(global step, path prefix)] of the checkpoints, newest first.
+
+        The checkpoints are found by their file names, because TensorFlow's state file may be lost or damaged.
+        """
         found = set()
         for path in glob.glob(os.path.join(glob.escape(self.path), folder, CHECKPOINT + "-*")):
             match = re.match(r"^(%s-(\d+))\.(index|data-\d+-of-\d+)$" % re.escape(CHECKPOINT), os.path.basename(path))
@@ -130,12 +139,14 @@ class RunDirectory:
 
 
 def write_json(path, content, setting):
-    """Writes a JSON file: complete under its name, or not at all. Links and devices (/dev/stdout) are written into.
+    """Writes a JSON file atomically. Symbolic links and devices (/dev/stdout) are written in place.
 
     Args:
-        setting: the name of the setting that says where it goes.
+        path: the file.
+        content: the value to write.
+        setting: name of the setting that determines the path, for the error message.
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     try:
         in_place = os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path))
@@ -150,12 +161,12 @@ def write_json(path, content, setting):
 
 
 def _shown(value):
-    """A value in a sentence, shortened: there may be a thousand class names."""
+    """Returns a value as text for a message, cut to 200 characters: there may be a thousand class names."""
     text = shown(value)
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def runs_in(model_dir):
-    """The names of the runs in a folder."""
+    """Returns the sorted names of the runs in a folder."""
     return sorted(os.path.basename(os.path.dirname(path))
                   for path in glob.glob(os.path.join(glob.escape(model_dir), "*", "settings.json")))

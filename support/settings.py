@@ -1,7 +1,7 @@
 """How is a setting declared, checked, overridden and shown?
 
-A setting is an annotated constant of a module. The annotation is its type and range; the comment on its line is its
-meaning, which `--help` shows. A value may depend on the data set:
+A setting is an annotated constant of a module. The annotation is the setting's type and range. The comment on the same
+line is the description that `--help` shows. A value may depend on the data set:
 
     growth_k: integer(1, 512) = by_dataset(12, cifar=24)  # feature maps that each layer adds
 """
@@ -24,23 +24,27 @@ class ByDataset:
         self.others = others
 
     def value_for(self, dataset):
-        """The value for a data set, by its name, else by the longest beginning of its name, else the default."""
+        """Returns the value for the longest matching prefix of the data set's name, else the default."""
         names = [name for name in self.others if dataset.startswith(name)]
         return self.others[max(names, key=len)] if names else self.default
 
 
 def by_dataset(default, **others):
-    """The value of a setting that differs between data sets.
+    """Declares a value that depends on the data set.
 
     Args:
-        default: for MNIST, and for each data set that is not named.
-        others: for data sets, by the beginning of their names: `cifar` is for cifar10, cifar100 and cifar100_coarse.
+        default: the value for MNIST, and for each data set that `others` does not name.
+        others: {prefix of data set names: value}. The prefix `cifar` matches cifar10, cifar100 and cifar100_coarse.
     """
     return ByDataset(default, others)
 
 
 class Kind:
-    """A type with a range: `parse` makes a value of what was given or raises ValueError; `str()` describes it."""
+    """A type with a range.
+
+    `parse` converts a given text or value to the setting's value. For an invalid one it raises an exception that
+    `check` turns into UserError. `str()` returns a description for the user.
+    """
 
     def __init__(self, description, parse):
         self.description = description
@@ -51,9 +55,9 @@ class Kind:
 
 
 def integer(low, high):
-    """An integer from low to high, both included."""
+    """An integer from low to high, inclusive."""
     def parse(given):
-        value = int(given) if isinstance(given, str) else operator.index(given)  # NumPy's integers are welcome
+        value = int(given) if isinstance(given, str) else operator.index(given)  # accepts NumPy integers, too
         if isinstance(given, bool) or not low <= value <= high:
             raise ValueError
         return value
@@ -61,19 +65,19 @@ def integer(low, high):
 
 
 def number(low, high):
-    """A finite number from low to high, both included."""
+    """A finite number from low to high, inclusive."""
     def parse(given):
         if isinstance(given, bool):
             raise ValueError
         value = float(given)
-        if not low <= value <= high:  # false for NaN, too
+        if not low <= value <= high:  # the comparison is False for NaN
             raise ValueError
         return value
     return Kind("a number from %g to %g" % (low, high), parse)
 
 
 def count_or_share(low, high):
-    """An integer from low to high, or a number above 0 and below 1, which is a share."""
+    """An integer from low to high, or a share: a number above 0 and below 1."""
     count, share = integer(low, high), number(0.0, 1.0)
 
     def parse(given):
@@ -107,7 +111,7 @@ def boolean():
 
 
 def one_of(choices):
-    """One of some names."""
+    """One of the names in `choices`."""
     def parse(given):
         if given not in choices:
             raise ValueError
@@ -116,7 +120,7 @@ def one_of(choices):
 
 
 def paths():
-    """Any number of paths of files or folders, separated by commas; ~ is the user's home."""
+    """Any number of paths of files or folders, separated by commas. ~ is the user's home folder."""
     def parse(given):
         parts = (given.split(",") if given else ()) if isinstance(given, str) else given
         if any("\0" in part or not part for part in parts):
@@ -126,19 +130,19 @@ def paths():
 
 
 def path(optional=False):
-    """A path, of a folder for instance; ~ is the user's home. `optional`: may be empty."""
+    """A path of a file or folder. ~ is the user's home folder. `optional`: the path may be empty."""
     def parse(given):
         if optional and given == "":
             return given
-        if not re.fullmatch(r"[^\0*?\[\]]+", given):  # TensorFlow takes the others for patterns
+        if not re.fullmatch(r"[^\0*?\[\]]+", given):  # TensorFlow treats *?[] as patterns
             raise ValueError
-        given.encode("utf-8")  # as TensorFlow does; letters that the locale cannot read would fail there
+        given.encode("utf-8")  # TensorFlow does the same; characters that cannot be encoded fail here
         return os.path.expanduser(given)
     return Kind("a path without any of *?[]%s" % (", or empty" if optional else ""), parse)
 
 
 def file_name(optional=False):
-    """A name that can stand in a path as one part of it. `optional`: may be empty."""
+    """A name that can be one component of a path. `optional`: the name may be empty."""
     def parse(given):
         if optional and given == "":
             return given
@@ -149,14 +153,16 @@ def file_name(optional=False):
 
 
 def given_in(arguments, overrides, kinds):
-    """The settings that are given for one run, checked: {name: value}.
+    """Checks the settings that are given for one run.
 
     Args:
         arguments: settings as text, `name=value` or `--name=value`.
-        overrides: {name: value}.
-        kinds: {name: Kind}.
+        overrides: settings as {name: value}. They take precedence over `arguments`.
+        kinds: {name: Kind} of all settings.
+    Returns:
+        {name: value} of the given settings.
     Raises:
-        UserError: an unknown name, or a value outside its setting's range.
+        UserError: a name is unknown, or a value is outside its setting's range.
     """
     given = {}
     for argument in arguments:
@@ -174,10 +180,10 @@ def given_in(arguments, overrides, kinds):
 
 
 def constants_of(module, dataset=""):
-    """The module's settings as {name: value}, checked, each with its value for a data set.
+    """Checks the settings of a module; returns {name: value}, with the values for a data set.
 
     Raises:
-        UserError: a value outside its setting's range.
+        UserError: a value is outside its setting's range.
     """
     kinds = declared(module)
     values = {name: getattr(module, name) for name in kinds}
@@ -186,7 +192,7 @@ def constants_of(module, dataset=""):
 
 
 def check(name, value, kinds):
-    """The value as its kind has it, or UserError."""
+    """Returns the value of a setting, converted by its Kind. Raises UserError if the value is invalid."""
     try:
         return kinds[name].parse(value)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
@@ -195,12 +201,12 @@ def check(name, value, kinds):
 
 
 def declared(module):
-    """{name: Kind} of the module's settings, in the order of the file."""
+    """Returns {name: Kind} of a module's settings, in the order of the file."""
     return {name: kind for name, kind in module.__annotations__.items() if isinstance(kind, Kind)}
 
 
 def help_text(module, values):
-    """A line for each setting: name, value, meaning and range."""
+    """Returns two lines for each setting: name and value, then description and range."""
     meanings = dict(re.findall(r"^(\w+): .*?  # (.*)$", inspect.getsource(module), re.MULTILINE))
     lines = []
     for name, kind in declared(module).items():
@@ -210,7 +216,7 @@ def help_text(module, values):
 
 
 def shown(value):
-    """The value as it is written on the command line."""
+    """Returns the value as it is written on the command line."""
     if isinstance(value, (tuple, list)):
         return ",".join(str(part) for part in value)
     if isinstance(value, float) and not math.isinf(value):

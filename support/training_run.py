@@ -40,6 +40,7 @@ class TrainingRun:
     Attributes:
         cluster: the `support.workers.Cluster`.
         steps_per_epoch, total_steps: as derived from the data and the settings.
+        finished: whether the run had been trained to its end before.
         result: the content of the run's result.json, once it is finished; None in workers that are not the chief.
     Raises:
         UserError: a batch is larger than the training split or cannot be divided; the directory cannot be written, is
@@ -55,7 +56,7 @@ class TrainingRun:
         if self.steps_per_epoch == 0:
             raise UserError("batch_size=%d is more than the %d training images of %s: make it smaller"
                             % (config.batch_size, len(data.train), data.name))
-        self.result = None
+        self.result, self.finished = None, False
         self._folder = os.path.join(config.model_dir, config.run_name)
         self._start_workers()
         self.identity = dict(identity(module, config), data=data.fingerprint())
@@ -113,12 +114,12 @@ class TrainingRun:
             yield sess
 
     def begin(self, sess):
-        """The step to go on from. A finished run says so and sets `result`, or begins where there is more to train."""
+        """The step to go on from. Starts the reports, or where the run is finished, says so and sets `finished`."""
         step = int(sess.run(self._net.global_step))
         result = self._directory.read_json("result.json") if self._directory else None
         finished = bool(result) and step >= self.total_steps
         if any(self.cluster.total(sess, [finished])):
-            self.result = result
+            self.result, self.finished = result, True
             if result:
                 say("%s is finished: %d epochs, test accuracy %.2f%% (%s); raise total_epochs to go on"
                     % (self._folder, result["epochs"], 100 * result["test_accuracy"],
@@ -209,13 +210,8 @@ class TrainingRun:
         due = time.monotonic() - self._last_save > 60 * self.config.checkpoint_minutes
         return bool(stop) or due or bool(self._logs.problem)
 
-    def save(self, sess, step, stop):
-        """Saves the newest checkpoint, and ends the process if it was asked to stop.
-
-        Raises:
-            UserError: the checkpoint or the logs cannot be written.
-            Stopped: a signal asked this process or, by `stop`, another worker to stop.
-        """
+    def save(self, sess, step):
+        """Saves the newest checkpoint. Raises UserError if it or the logs cannot be written."""
         if self.cluster.is_chief:
             self._checkpoints.save(sess, step)
             self._directory.write_json("progress.json", {  # not in the checkpoint, which has no wall-clock values
@@ -223,6 +219,9 @@ class TrainingRun:
                 "train_seconds": self._train_seconds, "timed_steps": self._timed_steps})
             self._logs.stop_if_it_cannot_write()
         self._last_save = self._clock = time.monotonic()
+
+    def end_if_asked(self, sess, step, stop):
+        """Raises Stopped if a signal asked this process or, by `stop`, another worker to stop."""
         number = self._interruption.signal_number
         if number and self.cluster.alone or stop and not self.cluster.alone:
             self.cluster.leave(sess)

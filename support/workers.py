@@ -1,4 +1,4 @@
-"""Which processes and devices train one model, how do they agree, and what happens when one is lost?"""
+"""Which processes and devices train one model, how do they agree, and what happens when a process is lost?"""
 
 import contextlib
 import json
@@ -13,41 +13,44 @@ from support.heartbeat import Heartbeat
 from support.machine import cores
 from support.replicas import Replica, all_sum
 
-_GROUP = 1  # of collective operations, see support/replicas.py
-# How a session says that another process has failed.
+_GROUP = 1  # group number of collective operations, see support/replicas.py
+# The errors by which a session reports that another process has failed.
 OF_OTHERS = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError,
              tf.errors.DeadlineExceededError, tf.errors.UnknownError, tf.errors.FailedPreconditionError)
 
 
 class Cluster:
-    """The processes (workers) that train one model, and this one's devices.
+    """The processes (workers) that train one model, and the devices of this process.
 
     Args:
-        batch_size: images in a step, of all processes together.
-        devices: the number of replicas in this process; 0: all GPUs that divide the batch evenly; without a GPU, two
-            CPU replicas where this is the only process, which keeps two cores busy.
+        batch_size: number of images in a step, over all processes.
+        devices: number of replicas in this process. 0: one replica per GPU; without a GPU, two CPU replicas if this is
+            the only process, which keeps two cores busy, else one. 0 uses fewer replicas if that number does not divide
+            the process's share of the batch evenly.
         sync_batch_norm: see Replica.
         timeout: seconds without a heartbeat after which a worker is lost.
-        tf_config: the environment variable TF_CONFIG, as TensorFlow's distribution strategies read it: {"cluster":
-            {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}. Empty: there is one process.
+        tf_config: the environment variable TF_CONFIG, in the format of TensorFlow's distribution strategies:
+            {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}. Empty: there is one
+            process.
     Attributes:
-        replicas: this process's Replicas.
-        share: the slice of a batch that this worker takes.
+        replicas: the Replicas of this process.
+        share: the slice of each batch that this worker trains on.
     Raises:
-        UserError: `tf_config` is not understood, or the batch cannot be divided evenly.
+        UserError: `tf_config` is invalid, or the batch cannot be divided evenly.
     """
 
     def __init__(self, batch_size=1, devices=0, sync_batch_norm=False, timeout=60.0, tf_config=""):
         self.timeout = timeout
         self.workers, self.task = _workers(tf_config)
-        # A session has its own number of threads, not that of the process's first one: the same bits wherever it runs.
-        # A server's would go before what still runs in them at its end.
+        # If this is the only process, each session gets a thread pool of its own. By default all sessions share the
+        # pool of the process's first session, and the number of threads would change the last bits of the results.
+        # A server's sessions keep the default: a pool of their own would be destroyed while operations still run in it.
         os.environ.pop("TF_OVERRIDE_GLOBAL_THREADPOOL", None)
         if self.alone:
             os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
         size = batch_size // len(self.workers)
         gpus = len(tf.config.experimental.list_physical_devices("GPU"))
-        # Two on any CPU, whatever its cores: the results should not depend on them.
+        # Two CPU replicas for any number of cores: the results must not depend on the number of cores.
         at_most = devices or gpus or (2 if self.alone else 1)
         self.devices = devices or next(count for count in range(at_most, 0, -1) if size % count == 0)
         self.count = len(self.workers) * self.devices
@@ -68,7 +71,7 @@ class Cluster:
 
     @property
     def alone(self):
-        """Whether there is no other process."""
+        """Whether this is the only process."""
         return len(self.workers) == 1
 
     @property
@@ -77,7 +80,7 @@ class Cluster:
         return self.task == 0
 
     def description(self):
-        """How many replicas share each batch, as text to follow the devices' names; empty for one replica."""
+        """Returns a text about the replicas that share each batch, to append to the device names. Empty for one."""
         if self.count == 1:
             return ""
         if self.alone and self._kind == "cpu":
@@ -86,20 +89,26 @@ class Cluster:
             len(self.workers), "s" if len(self.workers) > 1 else "", self.devices, "s" if self.devices > 1 else "")
 
     def session_config(self, precision="float32"):
-        """A tf.ConfigProto: soft placement, GPU memory as it is needed, and what the replicas and workers need."""
+        """Returns a tf.ConfigProto for the replicas and workers.
+
+        Operations without a kernel for their device are placed on another one, and GPU memory grows on demand.
+
+        Args:
+            precision: the setting `precision`.
+        """
         config = tf.ConfigProto(allow_soft_placement=True)
         config.gpu_options.allow_growth = True
-        # Leaves out TensorFlow's graph optimizer, which takes most of the first step's time and makes later steps
-        # hardly faster. With bfloat16 it must stay: without it, compiled passes span devices and fail.
+        # place_pruned_graph disables TensorFlow's graph optimizer, which takes most of the first step's time and makes
+        # later steps hardly faster. bfloat16 needs the optimizer: without it, compiled passes span devices and fail.
         config.graph_options.place_pruned_graph = precision != "bfloat16"
         if self._kind == "cpu":
             config.device_count["CPU"] = self.devices
-            if self.devices >= cores():  # each replica keeps one core busy: no operation needs two
+            if self.devices >= cores():  # each replica keeps one core busy: one thread per operation
                 config.intra_op_parallelism_threads = 1
                 config.inter_op_parallelism_threads = cores()
         if not self.alone:
             config.isolate_session_state = True
-            config.inter_op_parallelism_threads = cores() + 4  # heartbeats need a thread while others wait
+            config.inter_op_parallelism_threads = cores() + 4  # heartbeats need threads while other operations wait
             config.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
             config.device_filters.append("/job:worker/task:%d" % self.task)
         return config
@@ -107,26 +116,28 @@ class Cluster:
     # In the graph
 
     def split(self, x):
-        """The parts of a tensor [N, ...] that this process's replicas take."""
+        """Splits a tensor [N, ...] into one part for each replica of this process."""
         return tf.split(x, self.devices) if self.devices > 1 else [x]
 
     def mean(self, values):
-        """The means over all replicas of float32 tensors.
+        """Averages float32 tensors over all replicas of all processes.
 
         Args:
             values: for each replica of this process, a list of tensors.
+        Returns:
+            a list of means.
         """
-        count = tf.constant(float(len(values)))  # one operation, not one for each of hundreds of means
+        count = tf.constant(float(len(values)))  # one operation for hundreds of means
         means = [tf.add_n(each) / count if len(each) > 1 else each[0] for each in zip(*values)]
         if self.alone:
             return means
-        # All in one: many small collective operations take longer.
+        # One collective operation for all means: many small ones take longer.
         flat = self._sum(tf.concat([tf.reshape(mean, [-1]) for mean in means], 0)) / len(self.workers)
         parts = tf.split(flat, [mean.shape.num_elements() for mean in means])
         return [tf.reshape(part, mean.shape) for part, mean in zip(parts, means)]
 
     def build_agreement(self):
-        """Builds what `copy_from_chief` and `total` run; call it when the graph has all its variables."""
+        """Builds the operations that `copy_from_chief` and `total` run. Call it after creating all variables."""
         if self.alone:
             return
         self._value = tf.placeholder(tf.float64, [None], "of_this_worker")
@@ -151,7 +162,7 @@ class Cluster:
     # In the session
 
     def start(self, config):
-        """Starts TensorFlow's server, and waits for the other workers.
+        """Starts TensorFlow's server and waits for the other workers.
 
         Args:
             config: the session's tf.ConfigProto.
@@ -170,24 +181,24 @@ class Cluster:
         self._heartbeat = Heartbeat(self.target, self.workers, self.task, others, self.timeout)
         self._heartbeat.wait()
         if not self.is_chief:
-            say("worker %d of %d: worker 0 (%s) shows and writes what comes of it"
+            say("worker %d of %d: worker 0 (%s) reports progress and writes all files"
                 % (self.task, len(self.workers), self.workers[0]))
 
     def leave(self, sess):
-        """Waits until all workers have come here, after which each may end."""
+        """Waits until all workers call this method, at most for the time-out. Then each worker may end."""
         if not self.alone:
             self._heartbeat.leaving = True
             try:
                 sess.run(self._total, {self._value: [0.0]},
                          options=tf.RunOptions(timeout_in_ms=int(1000 * self.timeout)))
             except tf.errors.OpError:
-                pass  # all that was to be done is done
+                pass  # the work is done: a lost worker no longer matters
 
     def number_from_chief(self, number, config):
-        """The chief's value of a number, in every worker; before the graph is built.
+        """Returns the chief's value of a number in every worker. Call it before building the graph.
 
         Args:
-            number: an integer; used in the chief alone.
+            number: an integer. Only the chief's value is used.
             config: the session's tf.ConfigProto.
         """
         if self.alone:
@@ -198,17 +209,17 @@ class Cluster:
                 return int(sess.run(total))
 
     def copy_from_chief(self, sess):
-        """Sets all variables to the chief's values."""
+        """Sets all variables of every worker to the chief's values."""
         if not self.alone:
             sess.run(self._copy)
 
     def total(self, sess, values):
-        """The sums of numbers over all workers, float64 [number of them]."""
+        """Returns the sums over all workers of each of n numbers, float64 [n]."""
         values = np.asarray(values, np.float64)
         return values if self.alone else sess.run(self._total, {self._value: values})
 
     def compare(self, sess, settings):
-        """Raises UserError if not all workers have equal settings, a dictionary of plain values."""
+        """Raises UserError unless all workers have the same settings. `settings` is a dictionary of plain values."""
         own = zlib.crc32(json.dumps(settings, sort_keys=True).encode())
         if self.total(sess, [own])[0] != len(self.workers) * own:
             raise UserError("the workers have different hyperparameters or data: start all with the same command, and "
@@ -216,7 +227,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def watched(self):
-        """A context in which a session error that a lost worker causes ends this process as its heartbeat would."""
+        """A context manager. If a lost worker causes a session error, ends this process as the heartbeat does."""
         try:
             yield
         except OF_OTHERS:
@@ -226,7 +237,7 @@ class Cluster:
 
 
 def _workers(tf_config):
-    """(addresses of the workers, this one's index). Raises UserError."""
+    """Returns (addresses of the workers, index of this worker). Raises UserError if `tf_config` is invalid."""
     if not tf_config.strip():
         return [""], 0
     try:

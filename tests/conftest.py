@@ -1,4 +1,4 @@
-"""What the tests share: tiny data in the official formats, and the real data where it is at hand."""
+"""Shared fixtures: tiny data sets in the official formats, and the real data sets where available."""
 
 import gzip
 import os
@@ -15,21 +15,26 @@ REAL_DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..",
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="the whole campaigns of test_faults.py and test_cluster.py")
+    parser.addoption("--campaigns", action="store_true", help="also the slower tests, which CI runs")
+    parser.addoption("--long", action="store_true", help="also the whole campaigns of test_faults.py, test_workers.py")
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "campaign: a slower test, which runs with --campaigns or --long alone")
     config.addinivalue_line("markers", "long: a test that runs with --long alone")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--long"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+    left_out = set() if config.getoption("--long") else {"long"}
+    if left_out and not config.getoption("--campaigns"):
+        left_out.add("campaign")
+    dropped = [item for item in items if left_out & {mark.name for mark in item.iter_markers()}]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in dropped]
 
 
 def write_images(path, images):
-    """Writes uint8 [N, 28, 28] as an IDX file, packed if the name ends in .gz."""
+    """Writes uint8 [N, 28, 28] as an IDX file, compressed if the name ends in .gz."""
     write(path, struct.pack(">4I", 2051, *images.shape) + images.tobytes())
 
 
@@ -43,7 +48,7 @@ def write(path, content):
 
 
 def digits_like(count, random):
-    """Images that can be learned, and their labels: stripes whose direction and width say the class."""
+    """Returns learnable images and their labels: the direction and width of the stripes encode the class."""
     labels = random.randint(0, 10, count)
     images = random.randint(0, 60, (count, 28, 28)).astype(np.uint8)
     for image, label in zip(images, labels):

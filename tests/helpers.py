@@ -1,4 +1,4 @@
-"""What several test modules share: a tiny run, its files, and the program as a process."""
+"""Helpers for several test modules: a tiny configuration, reading a run's files, starting the program."""
 
 import contextlib
 import glob
@@ -40,7 +40,7 @@ def assert_equal_weights(first, second):
 
 
 def curves(pattern):
-    """{tag: {step: value}} of TensorBoard's files."""
+    """Returns the scalars in TensorBoard files, {tag: {step: value}}."""
     found = {}
     for path in sorted(glob.glob(pattern)):
         for event in tf.train.summary_iterator(path):
@@ -51,7 +51,7 @@ def curves(pattern):
 
 @contextlib.contextmanager
 def before_the_first_step(tiny_mnist, **changes):
-    """Yields the session of a new run, by one device, its tensors, and the images and labels of its first batch."""
+    """Yields the session and tensors of a new run, by default on one device, and the images and labels of a batch."""
     config = tiny_config(tiny_mnist, **dict(dict(devices=1), **changes))
     data, _ = Densenet.prepare_data(config)
     cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm)
@@ -63,7 +63,7 @@ def before_the_first_step(tiny_mnist, **changes):
 
 
 def logits_in(graph):
-    """The logits that losses are taken of: of training, of validation, of the test if it averages."""
+    """Returns the logits of each cross entropy: training, validation, and the test if it averages image variants."""
     return [operation.inputs[0] for operation in graph.get_operations()
             if operation.type == "SparseSoftmaxCrossEntropyWithLogits"]
 
@@ -83,7 +83,7 @@ def arguments_for(tiny_mnist, name, **changes):
 
 
 def wait_for(condition, process):
-    """Waits until the condition holds; fails if the process ends before, or hangs."""
+    """Waits until the condition holds; fails if the process ends first or 300 seconds pass."""
     deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
@@ -96,5 +96,5 @@ def read(path):
 
 
 def main(arguments):
-    """The program's exit status."""
+    """Runs the program in this process; returns its exit status."""
     return command_line.main(Densenet, arguments)

@@ -1,11 +1,11 @@
-"""Records what TensorFlow 1.15 computes, for tests on TensorFlow 2; and a checkpoint of either, for the other.
+"""Records reference results of TensorFlow 1.15, for tests on TensorFlow 2, and a checkpoint of each version.
 
-    PYTHONPATH=. python tests/record.py             with the Python that has the TensorFlow to record
-    PYTHONPATH=. python tests/record.py defaults    after a change of a default in Densenet.py
+    PYTHONPATH=. python tests/record.py             with the Python that has the TensorFlow version to record
+    PYTHONPATH=. python tests/record.py defaults    after changing a default in Densenet.py
 
-On 1.15.5 it writes recorded/batch_norm.npz, with `tf.contrib.layers.batch_norm` itself, and recorded/network.npz;
-on both recorded/checkpoint_<major version>/. The second command writes support/shipped_defaults.json, from which the
-program knows which constants a user has edited.
+On TensorFlow 1.15.5 the first command writes recorded/batch_norm.npz (from `tf.contrib.layers.batch_norm`) and
+recorded/network.npz; on both versions recorded/checkpoint_<major version>/. The second command writes
+support/shipped_defaults.json, which shows the program which constants a user has edited.
 """
 
 import json
@@ -20,13 +20,13 @@ from support.settings import constants_of
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "recorded")
 MAJOR = tf.VERSION.split(".")[0]
-# Odd shapes; one with two values for each channel and one with a single one, where the variance has no n - 1.
+# Odd sizes; two values per channel; and one value per channel, where the variance cannot divide by n - 1.
 SHAPES = {"odd": (3, 5, 7, 13), "two": (2, 1, 1, 5), "one": (1, 1, 1, 5)}
 STEPS = 6
 
 
 def batch_norm_inputs(shape):
-    """Inputs of each step, gamma, beta, and the gradient that comes from above: float32."""
+    """Returns the inputs of all steps, gamma, beta, and the gradient of the output: float32."""
     random = np.random.RandomState(sum(shape))
     inputs = (random.randn(STEPS, *shape) * 3 + 2).astype(np.float32)
     gamma, beta = random.randn(2, shape[-1]).astype(np.float32)
@@ -34,10 +34,10 @@ def batch_norm_inputs(shape):
 
 
 def run_batch_norm(shape, normalize):
-    """What `normalize(x, training)` computes over STEPS training steps and one inference.
+    """Runs `normalize(x, training)` for STEPS training steps and one inference step.
 
     Returns:
-        {name: array}: y, gradients (to x, gamma, beta) and statistics stacked over the steps, and the inference.
+        {name: array}: y, gradients (for x, gamma, beta) and statistics, stacked over the steps; the inference output.
     """
     inputs, gamma_value, beta_value, above = batch_norm_inputs(shape)
     found = {}
@@ -80,7 +80,7 @@ def small_network(images, training, **changes):
 
 
 def build_network(dropout_rate=0.0):
-    """A small DenseNet in the default graph: (training logits, logits, a step of Adam), all on `network_inputs`."""
+    """Builds a small DenseNet on `network_inputs`; returns (training logits, inference logits, an Adam step)."""
     images_value, labels_value = network_inputs()
     tf.set_random_seed(11)
     images, labels = tf.constant(images_value), tf.constant(labels_value)
@@ -93,13 +93,13 @@ def build_network(dropout_rate=0.0):
 
 
 def run_network():
-    """The small DenseNet's logits and weights before and after 3 steps, and what dropout makes of its logits."""
+    """Returns logits before training, logits and variables after 3 steps, and training logits with dropout."""
     found = {}
     with tf.Graph().as_default(), tf.Session() as sess:
         training, logits, train = build_network()
         sess.run(tf.global_variables_initializer())
         found["training_logits_before"] = sess.run(training)
-        sess.run(tf.global_variables_initializer())  # the line before has moved the averages
+        sess.run(tf.global_variables_initializer())  # the line above updated the moving averages
         for _ in range(3):
             sess.run(train)
         found["logits_after"] = sess.run(logits)
@@ -113,7 +113,7 @@ def run_network():
 
 
 def save_checkpoint(folder):
-    """A checkpoint of the small network after 3 steps, the logits it gives, and those after one step more."""
+    """Saves a checkpoint of the small network after 3 steps, its logits, and the logits after another step."""
     with tf.Graph().as_default(), tf.Session() as sess:
         _, logits, train = build_network()
         sess.run(tf.global_variables_initializer())
@@ -127,8 +127,8 @@ def save_checkpoint(folder):
 
 
 def contrib_batch_norm(x, training):
-    """The function whose results `ops.Batch_Normalization` promises."""
-    import tensorflow  # its contrib is not part of compat.v1
+    """The reference for `ops.Batch_Normalization`."""
+    import tensorflow  # compat.v1 has no contrib
 
     return tensorflow.contrib.layers.batch_norm(
         x, decay=0.9, center=True, scale=True, zero_debias_moving_mean=True, updates_collections=None,
@@ -136,7 +136,7 @@ def contrib_batch_norm(x, training):
 
 
 def write_defaults():
-    """The constants' values for each data set, of the settings that identify a run and of total_epochs."""
+    """Writes the default values, for each data set, of total_epochs and of the settings that identify a run."""
     names = Densenet.IDENTIFYING + ("total_epochs",)
     found = {dataset: {name: constants_of(Densenet, dataset)[name] for name in names} for dataset in Densenet.DATASETS}
     with open(os.path.join(HERE, "..", "..", "support", "shipped_defaults.json"), "w") as file:

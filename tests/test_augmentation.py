@@ -1,4 +1,4 @@
-"""Batches and random changes of images, against NumPy in float64 and SciPy."""
+"""Batches and data augmentation, compared with NumPy and SciPy."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from support.augmentation import (
 
 
 class Drawn:
-    """In place of a RandomState: gives what the test wants drawn."""
+    """Replaces a RandomState; returns the given values and checks their shape and range."""
 
     def __init__(self, *values):
         self.values = list(values)
@@ -45,10 +45,10 @@ def test_random_crop():
 
 
 def test_random_cutout():
-    """By the paper: the square's middle is a pixel of the image, what is outside is cut off."""
+    """As in the paper, the centre of the square is a pixel of the image, and the square is clipped at the edges."""
     images = np.random.RandomState(0).rand(3, 5, 7, 3).astype(np.float32)
     border = np.float32([7, 8, 9])
-    hidden = random_cutout(images, 3, border, Drawn([0, 2, 4], [0, 3, 6]))  # rows, columns of the middle
+    hidden = random_cutout(images, 3, border, Drawn([0, 2, 4], [0, 3, 6]))  # rows, columns of the centres
     assert hidden.dtype == np.float32
     for image, before, row, column in zip(hidden, images, (0, 2, 4), (0, 3, 6)):
         for i in range(5):
@@ -69,13 +69,13 @@ def test_random_rotation(degrees):
     np.testing.assert_allclose(turned[1], images[1], atol=1e-5)
 
 
-def test_rotation_brings_in_the_border():
+def test_rotation_fills_corners_with_the_border():
     turned = random_rotation(np.zeros((1, 9, 9, 1), np.float32), 45.0, np.float32([5]), Drawn([45.0]))
     np.testing.assert_array_equal(turned[0, [0, 0, 8, 8], [0, 8, 0, 8], 0], 5)
     assert turned[0, 4, 4, 0] == 0
 
 
-def test_augmentation_shifts_by_whole_pixels_and_mirrors():
+def test_augmentation_shifts_by_whole_pixels_and_flips():
     images = np.random.RandomState(0).rand(300, 9, 7, 2).astype(np.float32)
     border = np.float32([-7, 5])
     changed = data_augmentation(images, border, np.random.RandomState(1), shift=2, flip=True)
@@ -94,7 +94,7 @@ def test_augmentation_shifts_by_whole_pixels_and_mirrors():
 
 @pytest.mark.parametrize("options", [dict(shift=2), dict(rotation=10.0), dict(flip=True), dict(shift=1, flip=True),
                                      dict(cutout=3)])
-def test_augmentation_leaves_its_input_and_repeats(options):
+def test_augmentation_is_reproducible_and_keeps_its_input(options):
     images = np.random.RandomState(0).rand(30, 9, 7, 2).astype(np.float32)
     before = images.copy()
     first = data_augmentation(images, np.float32([0, 1]), np.random.RandomState(1), **options)
@@ -105,7 +105,7 @@ def test_augmentation_leaves_its_input_and_repeats(options):
     assert (first != data_augmentation(images, np.float32([0, 1]), np.random.RandomState(2), **options)).any()
 
 
-def test_batches_cover_the_training_images_once_and_repeat(tiny_mnist):
+def test_batches_are_reproducible_and_cover_the_training_images_once(tiny_mnist):
     config = tiny_config(tiny_mnist, augmentation=False)
     data, _ = Densenet.prepare_data(config)
     before = data.train.images.copy()
@@ -129,7 +129,7 @@ def test_batches_cover_the_training_images_once_and_repeat(tiny_mnist):
     np.testing.assert_array_equal(data.train.images, before)
 
 
-def test_a_share_of_random_numbers():
+def test_a_random_share_is_part_of_the_whole_draw():
     whole, share = np.random.RandomState(1), RandomShare(np.random.RandomState(1), slice(2, 5), 9)
     np.testing.assert_array_equal(share.randint(0, 99, (2, 3)), whole.randint(0, 99, (2, 9))[:, 2:5])
     np.testing.assert_array_equal(share.uniform(-1, 1, 3), whole.uniform(-1, 1, 9)[2:5])

@@ -1,4 +1,4 @@
-"""Shared statistics, recomputation and their gradients, against formulas in float64."""
+"""Shared statistics, recomputation and gradients, compared with formulas in float64."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def shared_statistics():
 
 
 def dense_block(x, norm_relu, concatenate, convolution):
-    """Three plain layers and what normalizes their concatenation, in the scopes layer_0, layer_1, layer_2, last."""
+    """Three plain layers in the scopes layer_0 to layer_2, then a batch normalization with ReLU in the scope last."""
     for i in range(3):
         with tf.variable_scope("layer_%d" % i):
             x = concatenate([x, convolution(norm_relu(x))])
@@ -35,11 +35,10 @@ def convolution_by_tensorflow(x):
     return tf.nn.conv2d(x, tf.get_variable("conv/kernel", [3, 3, int(x.shape[3]), 3], x.dtype), 1, "SAME")
 
 
-# In float64 it goes the way of bfloat16, without its rounding.
+# float64 takes the same code path as bfloat16, but without rounding errors.
 @pytest.mark.parametrize("memory_efficient", [False, True])
 @pytest.mark.parametrize("dtype,compiled_from", [(tf.float32, 1), (tf.float64, 1), (tf.float64, 2 ** 20)])
-def test_a_dense_block_and_its_gradients_by_formula_in_float64(monkeypatch, dtype, compiled_from,
-                                                                  memory_efficient):
+def test_a_dense_block_and_its_gradients_match_float64_formulas(monkeypatch, dtype, compiled_from, memory_efficient):
     monkeypatch.setattr(batch_statistics, "COMPILED_FROM", compiled_from)
     random = np.random.RandomState(0)
     x_value, y_weights = 3 + random.randn(4, 5, 7, 6), random.randn(4, 5, 7, 15)
@@ -76,7 +75,7 @@ def test_a_dense_block_and_its_gradients_by_formula_in_float64(monkeypatch, dtyp
         np.testing.assert_allclose(found[name], value, atol=2e-5 * np.abs(value).max(), err_msg=name)
 
 
-def test_what_xla_compiles_reads_no_variables(monkeypatch):
+def test_ops_compiled_by_xla_read_no_variables(monkeypatch):
     monkeypatch.setattr(batch_statistics, "COMPILED_FROM", 1)
     with tf.Graph().as_default() as graph:
         x, shared = tf.zeros([2, 5, 7, 3], tf.bfloat16), shared_statistics()
@@ -86,7 +85,7 @@ def test_what_xla_compiles_reads_no_variables(monkeypatch):
     assert "Relu" in compiled and "ReadVariableOp" not in compiled
 
 
-def test_moving_statistics_of_a_network_advance_at_once():
+def test_moving_statistics_of_all_layers_advance_together():
     shared = shared_statistics()
     random = np.random.RandomState(0)
     batches = [3 + random.randn(4, 5, 7, channels) for channels in (2, 5)]
@@ -98,7 +97,7 @@ def test_moving_statistics_of_a_network_advance_at_once():
         sess.run(tf.global_variables_initializer())
         moving[1].local_step.load(7.0, sess)
         for _ in range(3):
-            sess.run(outputs)  # which leaves them as they are
+            sess.run(outputs)  # does not update the moving statistics
             sess.run(advance)
         found = sess.run(moving)
     for x, steps, its in zip(batches, (3, 10), found):
@@ -110,7 +109,7 @@ def test_moving_statistics_of_a_network_advance_at_once():
 
 
 def build_step(blocks, bottleneck, memory_efficient, dropout_rate=0.0, transition_pooling="average"):
-    """Loss, which advances the moving statistics, and gradients of a batch of 8 images, in the default graph."""
+    """Returns [loss] + gradients of a batch of 8 images; the loss also updates the moving statistics."""
     random = np.random.RandomState(0)
     images, labels = random.normal(size=[8, 12, 12, 3]).astype(np.float32), random.randint(0, 10, 8)
     tf.set_random_seed(1)
@@ -128,7 +127,7 @@ def build_step(blocks, bottleneck, memory_efficient, dropout_rate=0.0, transitio
 @pytest.mark.parametrize("bottleneck, dropout_rate, pooling", [
     (True, 0.2, "average"), (False, 0.2, "max"), (True, 0.0, "average"), (True, 0.0, "max")])
 def test_the_memory_efficient_mode_changes_nothing(bottleneck, dropout_rate, pooling):
-    """Loss, gradients, with the same dropout masks, and statistics that have advanced once."""
+    """Compares the loss, the gradients and the variables after one step, with equal dropout masks."""
     found = []
     for memory_efficient in (False, True):
         with tf.Graph().as_default(), tf.Session() as sess:
@@ -139,8 +138,8 @@ def test_the_memory_efficient_mode_changes_nothing(bottleneck, dropout_rate, poo
         np.testing.assert_allclose(efficient, plain, atol=1e-5)
 
 
-def test_the_memory_efficient_mode_keeps_what_grows_linearly():
-    """The values of feature maps that the gradients take from before them, by the number of layers in a block."""
+def test_activations_in_the_memory_efficient_mode_grow_linearly():
+    """Counts the activation values that are kept for the gradients, for different numbers of layers in a block."""
     def kept(layers, memory_efficient):
         with tf.Graph().as_default():
             run, left = set(), [tensor.op for tensor in build_step((layers,), True, memory_efficient)]
@@ -153,7 +152,7 @@ def test_the_memory_efficient_mode_keeps_what_grows_linearly():
         for operation in run:
             if operation.name.startswith("gradients/"):
                 for tensor in operation.inputs:
-                    while tensor.op.type in ("Identity", "IdentityN"):  # these share their input's memory
+                    while tensor.op.type in ("Identity", "IdentityN"):  # these share the memory of their input
                         tensor = tensor.op.inputs[tensor.value_index]
                     if not tensor.op.name.startswith("gradients/") and tensor.shape.ndims == 4 and tensor.shape[0] == 8:
                         tensors[tensor.name] = tensor.shape.num_elements()

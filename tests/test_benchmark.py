@@ -1,4 +1,4 @@
-"""benchmark.py: what it counts, and its rows."""
+"""benchmark.py: its rows of results and its errors."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import benchmark
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def test_a_row(tmp_path):
+def test_a_row_has_all_measurements(tmp_path):
     command = [sys.executable, os.path.join(REPOSITORY, "benchmark.py"), "network=mnist", "blocks=2,1", "batch_size=3",
                "steps=1", "json=rows.json"]
     run = subprocess.run(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -34,7 +34,7 @@ def test_a_row(tmp_path):
                                  "json to"),
     (["netwrk=bc40"], "there is no setting 'netwrk': the nearest are network"),
 ])
-def test_bad_input_is_one_sentence(capsys, arguments, sentence):
+def test_bad_input_gets_one_sentence(capsys, arguments, sentence):
     assert benchmark.main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("benchmark.py: " + sentence) and error.count("\n") == 1

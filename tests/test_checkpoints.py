@@ -1,4 +1,4 @@
-"""Checkpoints: numbering, pruning, names of earlier versions."""
+"""Checkpoints: numbering, deletion of old ones, variable names of earlier versions."""
 
 import glob
 import shutil
@@ -10,8 +10,8 @@ from support.checkpoints import Checkpoints
 from support.run_directory import RunDirectory
 
 
-def test_the_newest_checkpoints_are_kept_whatever_a_killed_process_left(tmp_path):
-    """It may have been killed between a save and its pruning; a damaged one of a later step may have been skipped."""
+def test_the_newest_checkpoints_are_kept_after_a_kill(tmp_path):
+    """A kill between a save and the deletion of old checkpoints left extra ones; a later checkpoint is damaged."""
     with tf.Graph().as_default(), tf.Session() as sess, RunDirectory(str(tmp_path), {}) as directory:
         tf.get_variable("weights", initializer=np.float32([1, 2]))
         sess.run(tf.global_variables_initializer())
@@ -30,8 +30,8 @@ def test_the_newest_checkpoints_are_kept_whatever_a_killed_process_left(tmp_path
         assert [step for step, _ in directory.checkpoints("best")] == [4]
 
 
-def test_blocks_that_an_earlier_version_numbered_from_1_are_restored(tmp_path):
-    """Its dense_1, trans_1, dense_2 are dense_0, trans_0, dense_1 now, with the optimizer's state of each."""
+def test_checkpoints_with_blocks_numbered_from_1_are_restored(tmp_path):
+    """The earlier names dense_1, trans_1, dense_2 map to dense_0, trans_0, dense_1, also for optimizer state."""
     def variables(names):
         for index, name in enumerate(names):
             tf.get_variable(name, initializer=np.float32(index + 1))
@@ -50,7 +50,7 @@ def test_blocks_that_an_earlier_version_numbered_from_1_are_restored(tmp_path):
         assert checkpoints.restore_newest(sess)
         found = {variable.op.name: sess.run(variable) for variable in tf.global_variables()}
         assert [found[name] for name in names + shared] == [1, 2, 3, 4, 5, 6, 7]
-        checkpoints.save(sess, 2)  # by today's names
+        checkpoints.save(sess, 2)  # with the current names
         assert checkpoints.restore_newest(sess)
         assert "dense_0/conv1/kernel" in tf.train.load_checkpoint(
             str(tmp_path / "dense.ckpt-2")).get_variable_to_shape_map()

@@ -1,6 +1,6 @@
-"""The loader against records written by hand, damaged and hostile archives, and the real images where they are at hand.
+"""The CIFAR loader: handwritten records, damaged and malicious archives, and the real images where available.
 
-The real CIFAR-100 is not at hand: its tests are against hand-made records alone.
+The real CIFAR-100 is not available, so CIFAR-100 is tested with handwritten records only.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """The layouts with few records in each file."""
+    """Replaces the layouts by ones with few records per file."""
     for name, layout in SMALL.items():
         monkeypatch.setattr(cifar10, name, layout)
 
 
 def records(count, label_bytes, seed):
-    """(bytes as in a file, images [N, 32, 32, 3], labels [N, label_bytes]), written value by value."""
+    """Returns (file content, images [N, 32, 32, 3], labels [N, label_bytes]); the content is built value by value."""
     random = np.random.RandomState(seed)
     images = random.randint(0, 256, (count, 32, 32, 3)).astype(np.uint8)
     labels = random.randint(0, 10, (count, label_bytes))
@@ -48,7 +48,7 @@ def records(count, label_bytes, seed):
 
 
 def all_files(layout):
-    """{file: what `records` gives}, each file with its own pixels."""
+    """Returns {file: result of `records`}; the pixels differ between files."""
     counts = dict(layout.train, **layout.test)
     return {file: records(count, layout.label_bytes, seed) for seed, (file, count) in enumerate(counts.items())}
 
@@ -58,7 +58,7 @@ def contents(layout):
 
 
 def write_archive(path, members, before=()):
-    """A tar.gz of {name: content}, after the TarInfos `before`."""
+    """Writes a tar.gz of the members `before` (TarInfos), then of `members` ({name: content})."""
     with tarfile.open(str(path), "w:gz") as archive:
         for member in before:
             archive.addfile(member, io.BytesIO(bytes(member.size)))
@@ -76,7 +76,7 @@ def write_folder(path, layout):
             file.write(content)
 
 
-def test_channels_rows_and_columns():
+def test_channels_rows_and_columns_are_in_order():
     pixels = np.zeros((3, 32, 32), np.uint8)
     pixels[0, 5, 9], pixels[1, 5, 9], pixels[2, 5, 9], pixels[0, 31, 0] = 10, 20, 30, 40
     images, labels = cifar10.parse_records(b"\7" + pixels.tobytes(), "file", 1, 0, cifar10.CLASS_NAMES)
@@ -86,7 +86,7 @@ def test_channels_rows_and_columns():
 
 @pytest.mark.parametrize("kind", ["archive", "folder"])
 @pytest.mark.parametrize("inside", ["cifar10", ""])
-def test_archive_and_folder_in_both_places(tmp_path, kind, inside):
+def test_archives_and_folders_are_found_in_both_places(tmp_path, kind, inside):
     layout = SMALL["CIFAR10"]
     home = tmp_path / inside
     home.mkdir(exist_ok=True)
@@ -120,18 +120,18 @@ def test_cifar100_has_two_labels(tmp_path):
         "cifar100", "cifar100_coarse")
 
 
-def test_test_images_are_normalized_by_the_training_images(tmp_path):
-    """The classic mistake: statistics of the test set for the test set."""
+def test_test_images_are_normalized_with_training_statistics(tmp_path):
+    """Guards against the common mistake of normalizing the test set with its own statistics."""
     write_folder(tmp_path, SMALL["CIFAR10"])
     data = cifar10.prepare_data(str(tmp_path), 6, NO_MIRRORS)
     pixels = data.train.images.reshape(-1, 3).astype(np.float64)
     np.testing.assert_allclose(data.mean, pixels.mean(0), rtol=1e-6)
     np.testing.assert_allclose(data.deviation, pixels.std(0), rtol=1e-6)
-    assert not data.border.any()  # the paper's zero padding, after normalization
+    assert not data.border.any()  # zero padding after normalization, as in the paper
 
 
 def tampered(members, **changes):
-    """Members with some of them changed; None takes one out."""
+    """Returns a copy of the members with changes; None removes a member."""
     found = dict(members)
     for name, content in changes.items():
         key = "cifar-10-batches-bin/%s.bin" % name
@@ -153,7 +153,7 @@ def test_bad_members(tmp_path, changes, sentence):
 
 
 @pytest.mark.parametrize("kind", ["truncated", "bit flipped", "checksum", "no gzip", "gzip of no tar", "empty"])
-def test_a_damaged_archive_is_one_sentence(tmp_path, kind):
+def test_a_damaged_archive_gets_one_sentence(tmp_path, kind):
     path = tmp_path / "cifar-10-binary.tar.gz"
     write_archive(path, contents(SMALL["CIFAR10"]))
     content = bytearray(path.read_bytes())
@@ -177,7 +177,7 @@ def odd_member(name, kind=tarfile.REGTYPE, size=0):
     return member
 
 
-def test_members_that_want_to_go_elsewhere_go_nowhere(tmp_path):
+def test_members_outside_the_folder_are_not_extracted(tmp_path):
     outside = tmp_path / "outside"
     odd = [odd_member(str(outside), size=10), odd_member("../../outside", size=10),
            odd_member("cifar-10-batches-bin/link", tarfile.SYMTYPE), odd_member("device", tarfile.CHRTYPE)]
@@ -187,7 +187,7 @@ def test_members_that_want_to_go_elsewhere_go_nowhere(tmp_path):
     assert os.listdir(str(tmp_path)) == ["data"] and os.listdir(str(tmp_path / "data")) == ["cifar-10-binary.tar.gz"]
 
 
-def test_a_link_in_the_place_of_a_member(tmp_path):
+def test_a_link_in_place_of_a_member_is_refused(tmp_path):
     members = tampered(contents(SMALL["CIFAR10"]), data_batch_1=None)
     write_archive(tmp_path / "cifar-10-binary.tar.gz", members,
                   [odd_member("cifar-10-batches-bin/data_batch_1.bin", tarfile.SYMTYPE, size=7 * 3073)])
@@ -202,7 +202,7 @@ def test_a_tar_bomb(tmp_path):
         cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
 
 
-def test_a_folder_that_lacks_a_file_or_has_a_short_one(tmp_path):
+def test_a_folder_with_a_missing_or_wrongly_sized_file_is_refused(tmp_path):
     write_folder(tmp_path, SMALL["CIFAR10"])
     path = tmp_path / "cifar-10-batches-bin" / "data_batch_2.bin"
     content = path.read_bytes()
@@ -215,14 +215,14 @@ def test_a_folder_that_lacks_a_file_or_has_a_short_one(tmp_path):
         cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_the_error_names_missing_files(tmp_path):
     with pytest.raises(download.Unavailable) as caught:
         cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
     assert str(tmp_path / "cifar10") in str(caught.value) and "cifar-10-binary.tar.gz" in str(caught.value)
 
 
 def test_the_real_images(real_data, tmp_path, monkeypatch):
-    """Classes of the unpacked set file by file, and the first test images with their official bytes."""
+    """Checks the class counts of the training files and the pixels of official test images."""
     monkeypatch.undo()
     subprocess.run([sys.executable, os.path.join(real_data, "cifar10", "unpack.py"), str(tmp_path)], check=True)
     folder = tmp_path / "cifar-10-batches-bin"
@@ -238,6 +238,6 @@ def test_the_real_images(real_data, tmp_path, monkeypatch):
         image = head["images"][index].reshape(3, 32, 32)
         for channel in range(3):
             np.testing.assert_array_equal(data.test.images[index, :, :, channel], image[channel])
-    # The published statistics of the training set; JPEG moves them little.
+    # The published statistics of the training set; JPEG compression changes them slightly.
     np.testing.assert_allclose(data.mean, [125.3, 123.0, 113.9], atol=0.5)
     np.testing.assert_allclose(data.deviation, [63.0, 62.1, 66.7], atol=1.5)

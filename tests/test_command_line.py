@@ -1,4 +1,4 @@
-"""The exit status and what is said on the terminal."""
+"""The exit status and the messages on the terminal."""
 
 import glob
 import os
@@ -34,7 +34,7 @@ def test_ctrl_c_before_the_first_step(folder, capsys, monkeypatch):
     (["model_dir=file"], "set model_dir to a folder that can be written"),
     (["log_dir=file"], "set log_dir to a folder that can be written"),
 ])
-def test_bad_input_is_one_sentence(tiny_mnist, folder, capsys, monkeypatch, arguments, sentence):
+def test_bad_input_gets_one_sentence(tiny_mnist, folder, capsys, monkeypatch, arguments, sentence):
     monkeypatch.setattr(mnist_loader, "fetch_all", offline)
     with open("file", "w") as file:
         file.write("no folder")
@@ -47,7 +47,7 @@ def test_bad_input_is_one_sentence(tiny_mnist, folder, capsys, monkeypatch, argu
     assert left <= {"model"} and not glob.glob("model/*/dense.ckpt*")
 
 
-def test_digits_stand_in_for_mnist_in_the_plain_command_alone(folder, capsys, monkeypatch):
+def test_digits_replace_mnist_only_in_the_plain_command(folder, capsys, monkeypatch):
     monkeypatch.setattr(mnist_loader, "fetch_all", offline)
     monkeypatch.setattr(Densenet, "total_epochs", 1)
     assert main([]) == 0

@@ -1,4 +1,4 @@
-"""Values of a run, their origins, and its name."""
+"""The values of a run's settings, the origin of each value, and the run's name."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from support.networks import NETWORKS
 from support.settings import by_dataset, declared
 
 
-def test_given_values_and_the_name_of_the_run():
+def test_given_values_determine_the_run_name():
     config = Densenet.choose(["growth_k=24", "--seed=3"])
     assert (config.growth_k, config.seed, config.run_name) == (24, 3, "mnist-growth_k=24-seed=3")
     plain = Densenet.choose()
@@ -21,7 +21,7 @@ def test_given_values_and_the_name_of_the_run():
     assert Densenet.choose(dataset="cifar10", precision="float32").run_name == "cifar10-precision=float32"
 
 
-def test_a_named_network_and_the_papers_recipe_bring_values():
+def test_a_named_network_and_the_papers_recipe_set_values():
     other = Densenet.choose(["network=densenet_bc_100_12", "compression=0.7"])
     assert (other.blocks, other.compression) == ((16, 16, 16), 0.7)
     assert other.run_name == "mnist-network=densenet_bc_100_12-compression=0.7"
@@ -34,7 +34,7 @@ def test_a_named_network_and_the_papers_recipe_bring_values():
     assert Densenet.choose(optimizer="momentum", batch_size=100).run_name == "mnist-optimizer=momentum-batch_size=100"
 
 
-def test_the_defaults_on_mnist_are_those_of_a_named_network():
+def test_the_defaults_match_a_named_network():
     config, named = Densenet.choose(), Densenet.choose(network="densenet_bc_28_12")
     for name in NETWORKS["densenet_bc_28_12"]:
         assert getattr(config, name) == getattr(named, name), name
@@ -48,13 +48,13 @@ def test_the_defaults_on_mnist_are_those_of_a_named_network():
     ("checkpoint_minutes", None, "checkpoint_minutes must be a number"), ("growth_k", 0, "growth_k must be an integer"),
     ("growth_k", by_dataset(0, cifar=24), "growth_k must be an integer"), ("network", "typo", "network must be one of"),
 ])
-def test_a_bad_edit_is_one_sentence(monkeypatch, name, value, sentence):
+def test_a_bad_edit_of_a_constant_is_refused(monkeypatch, name, value, sentence):
     monkeypatch.setattr(Densenet, name, value)
     with pytest.raises(UserError, match=sentence):
         Densenet.choose()
 
 
-def test_an_edited_constant_starts_its_own_run(monkeypatch):
+def test_an_edited_constant_changes_the_run_name(monkeypatch):
     monkeypatch.setattr(Densenet, "growth_k", 24)
     assert Densenet.choose().run_name == "mnist-growth_k=24"
     assert Densenet.choose(network="densenet_bc_100_12").growth_k == 24
@@ -66,20 +66,20 @@ def test_an_edited_constant_starts_its_own_run(monkeypatch):
     ("growth_k", by_dataset(8, cifar=9), "cifar10-growth_k=9"), ("epsilon", 1e-4, "cifar10-epsilon=0.0001"),
     ("growth_k", by_dataset(8, cifar=160), "cifar10"), ("optimizer", "momentum", "cifar10-optimizer=momentum"),
     ("total_epochs", 7, "cifar10"), ("log_dir", "elsewhere", "cifar10")])
-def test_an_edit_counts_for_the_data_sets_whose_value_it_changes(monkeypatch, name, value, run_name):
+def test_an_edit_affects_only_data_sets_whose_value_changes(monkeypatch, name, value, run_name):
     monkeypatch.setattr(Densenet, name, value)
     assert Densenet.choose(dataset="cifar10").run_name == run_name
 
 
-def test_the_shipped_defaults_are_the_constants():
-    """Written by `PYTHONPATH=. python tests/record.py defaults`."""
+def test_the_shipped_defaults_match_the_constants():
+    """`PYTHONPATH=. python tests/record.py defaults` writes the shipped defaults."""
     names = set(Densenet.IDENTIFYING) | {"total_epochs"}
     for dataset in Densenet.DATASETS:
         constants = settings.constants_of(Densenet, dataset)
         assert json.loads(json.dumps({name: constants[name] for name in names})) == configuration.SHIPPED[dataset]
 
 
-def test_every_hyperparameter_is_listed_as_identifying_or_can_change_in_a_run():
+def test_every_hyperparameter_either_identifies_a_run_or_can_change():
     free = {"mode", "data_dir", "cache_dir", "digits_stand_in", "total_epochs", "memory_efficient", "devices",
             "worker_timeout", "checkpoint", "images", "json", "log_dir", "model_dir", "run_name", "checkpoint_minutes",
             "trace_step", "test_every_epoch"}
@@ -97,8 +97,8 @@ def test_a_long_run_name_is_shortened_and_stays_distinct():
     assert all(settings.file_name().parse(name) == name for name in names)
 
 
-def test_settings_of_earlier_versions_are_understood():
-    """settings.json of a folder and of MNIST as the version before wrote them."""
+def test_settings_of_earlier_versions_are_converted():
+    """Uses settings.json of an image folder and of MNIST as written by the previous version."""
     found = configuration.of_earlier_versions({
         "dataset": "folder", "validation_size": None, "image_size": 64, "crop_area": 1.0, "network": "densenet_folder",
         "transition_channels": None, "stem_channels": None, "growth_k": 32})
@@ -113,8 +113,8 @@ def test_image_size_is_refused_where_it_has_no_effect():
         Densenet.choose(dataset="cifar10", image_size=32)
 
 
-def test_each_value_stands_on_its_own_line():
-    """No None, no second table: a line has a type, a value and a meaning."""
+def test_each_setting_has_a_value_on_its_line():
+    """Each line has a type, a value other than None, and a comment; no second table is needed."""
     with open(os.path.abspath(Densenet.__file__), encoding="utf-8") as file:
         lines = re.findall(r"^(\w+): .*? = (.*?)  # (.+)$", file.read(), re.MULTILINE)
     assert [name for name, _, _ in lines] == list(declared(Densenet))

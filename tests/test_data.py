@@ -7,7 +7,7 @@ from support.data import Split, color_preprocessing, data_set
 from support.file_reading import DataError
 
 
-def test_statistics_are_those_of_the_kept_training_images():
+def test_statistics_are_computed_from_the_remaining_training_images():
     random = np.random.RandomState(0)
     train = Split(random.randint(0, 200, (40, 5, 7, 3)).astype(np.uint8), np.zeros(40, np.int64))
     test = Split(np.full((4, 5, 7, 3), 255, np.uint8), np.zeros(4, np.int64))
@@ -23,7 +23,7 @@ def test_statistics_are_those_of_the_kept_training_images():
 
 
 @pytest.mark.parametrize("size, count", [(0, 0), (7, 7), (0.1, 4), (0.99, 39)])
-def test_a_validation_split_is_a_number_of_images_or_a_share(size, count):
+def test_a_validation_split_is_a_count_or_a_fraction(size, count):
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     data = data_set("tiny", Split(images, np.zeros(40, np.int64)), Split(images[:1], np.zeros(1, np.int64)), ("a",),
                     size, black_border=True)

@@ -1,4 +1,4 @@
-"""The network against NumPy, TensorFlow 1.15 and its own description; the training graph and its learning rate."""
+"""The network compared with NumPy, TensorFlow 1.15 and a plain implementation; the training graph; learning rates."""
 
 import math
 import os
@@ -27,7 +27,7 @@ from support import UserError
 
 
 def numpy_logits(images, weights, blocks, bottleneck, pooling):
-    """The network's inference in float64, from the description in the paper's section 3."""
+    """Computes the network's inference in float64, as described in section 3 of the paper."""
     def norm_relu(x, scope):
         gamma, beta, mean, variance = (weights["%s/%s" % (scope, name)].astype(np.float64) for name in (
             "gamma", "beta", "moving_mean", "moving_variance"))
@@ -54,13 +54,13 @@ def numpy_logits(images, weights, blocks, bottleneck, pooling):
 
 
 @pytest.mark.parametrize("bottleneck,pooling", [(True, "average"), (False, "average"), (False, "max")])
-def test_the_network_by_numpy(bottleneck, pooling):
+def test_the_network_matches_numpy(bottleneck, pooling):
     images, _ = record.network_inputs()
     random = np.random.RandomState(3)
     with tf.Graph().as_default(), tf.Session() as sess:
         net = record.small_network(tf.constant(images), False, bottleneck=bottleneck, transition_pooling=pooling)
         sess.run(tf.global_variables_initializer())
-        for variable in tf.global_variables():  # statistics, scales and shifts that are not 0 and 1
+        for variable in tf.global_variables():  # statistics, scales and shifts other than 0 and 1
             if variable.op.name.split("/")[-1] not in ("kernel", "local_step"):
                 variable.load(random.uniform(0.5, 1.5, variable.shape.as_list()).astype(np.float32), sess)
         weights = {variable.op.name: sess.run(variable) for variable in tf.global_variables()}
@@ -68,7 +68,7 @@ def test_the_network_by_numpy(bottleneck, pooling):
         np.testing.assert_allclose(sess.run(net.model), expected, rtol=1e-4)
 
 
-def test_the_network_is_that_of_tensorflow_1():
+def test_the_network_matches_tensorflow_1():
     recorded = np.load(os.path.join(record.HERE, "network.npz"))
     found = record.run_network()
     assert set(found) == set(recorded.files)
@@ -80,7 +80,7 @@ def test_the_network_is_that_of_tensorflow_1():
 
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_checkpoints_of_both_versions_are_restored(version):
-    """Weights, statistics and Adam's state, by what they give and by what the next step makes of them."""
+    """The logits match before and after another step, so weights, statistics and Adam's state are restored."""
     folder = os.path.join(record.HERE, "checkpoint_" + version)
     with tf.Graph().as_default(), tf.Session() as sess:
         _, logits, train = record.build_network()
@@ -93,7 +93,7 @@ def test_checkpoints_of_both_versions_are_restored(version):
 
 
 class DescribedDenseNet:
-    """The network as it was first described, written down with the helpers' first arguments alone."""
+    """A plain implementation of the network as originally described, with only the first arguments of the helpers."""
 
     def __init__(self, x, blocks, filters, training, dropout_rate):
         self.blocks, self.filters, self.training, self.dropout_rate = blocks, filters, training, dropout_rate
@@ -139,9 +139,10 @@ class DescribedDenseNet:
         return Linear(x)
 
 
-@pytest.mark.parametrize("blocks, side", [((6, 12, 48, 32), 64), ((4, 4, 4), 28)])
-def test_the_described_network_runs_on_the_helpers_and_gets_our_numbers(blocks, side):
-    """In inference after two training steps, with `training` as a bool tensor; dropout is off where ours draws it."""
+@pytest.mark.parametrize("blocks, side", [
+    pytest.param((6, 12, 48, 32), 64, marks=pytest.mark.campaign), ((4, 4, 4), 28)])
+def test_the_plain_implementation_matches_the_network(blocks, side):
+    """Compares inference after two updates of the moving statistics; `training` is a bool tensor, dropout is off."""
     random = np.random.RandomState(0)
     batches = random.randn(2, 4, side, side, 1).astype(np.float32)
     found = []
@@ -162,8 +163,8 @@ def test_the_described_network_runs_on_the_helpers_and_gets_our_numbers(blocks, 
         np.testing.assert_allclose(by_hand, ours, rtol=1e-3, atol=1e-4 * np.abs(ours).max())
 
 
-def test_the_described_dropout_masks_are_independent():
-    """Two dropouts without names in one scope, by a bool tensor."""
+def test_dropout_masks_without_names_are_independent():
+    """Two dropout layers share a scope, and `training` is a bool tensor."""
     with tf.Graph().as_default(), tf.Session() as sess:
         training = tf.placeholder(tf.bool, [])
         with tf.variable_scope("layer"):
@@ -180,7 +181,7 @@ def variable_names(**changes):
         return {variable.op.name for variable in tf.global_variables()}
 
 
-def test_scopes_read_like_the_architecture():
+def test_scopes_follow_the_architecture():
     names = variable_names(blocks=(6, 12, 2, 2), stem="7x7s2+pool")
     assert "dense_0/bottleN_0/conv1/kernel" in names and "dense_1/bottleN_11/batch2/gamma" in names
     assert {name.split("/")[0] for name in names} == {
@@ -192,7 +193,7 @@ def test_scopes_read_like_the_architecture():
     (dict(compression=0.5), 10), (dict(compression=1.0), 20), (dict(compression=0.33), 6),
     (dict(transition_channels=5), 5)])
 def test_transition_width(changes, channels):
-    with tf.Graph().as_default():  # the block before it has 2 · 5 + 2 · 5 channels
+    with tf.Graph().as_default():  # the block before the transition has 2 · 5 + 2 · 5 channels
         record.small_network(tf.zeros([2, 13, 11, 3]), True, **changes)
         (kernel,) = [variable for variable in tf.global_variables() if variable.op.name == "trans_0/conv1/kernel"]
         assert kernel.shape.as_list() == [1, 1, 20, channels]
@@ -229,7 +230,7 @@ def test_learning_rate():
     assert warm[100] == pytest.approx(0.1) and warm[550] == pytest.approx(0.05)
 
 
-def test_a_step_takes_no_gradient_of_the_images(tiny_mnist):
+def test_a_step_computes_no_gradient_for_the_images(tiny_mnist):
     with before_the_first_step(tiny_mnist) as (sess, net, images, labels):
         run = tf.RunMetadata()
         sess.run(net.train, {net.images: images, net.labels: labels, net.rate: 1e-3},
@@ -239,8 +240,8 @@ def test_a_step_takes_no_gradient_of_the_images(tiny_mnist):
     assert "Conv2DBackpropFilter" in of_the_stem and "Conv2DBackpropInput" not in of_the_stem
 
 
-def test_label_smoothing_by_numpy(tiny_mnist):
-    """The cross entropy with a distribution that has 1 - s + s / 10 for the label, s / 10 for every other class."""
+def test_label_smoothing_matches_numpy(tiny_mnist):
+    """The target distribution is 1 - s + s / 10 for the label and s / 10 for every other class."""
     with before_the_first_step(tiny_mnist, label_smoothing=0.25) as (sess, net, images, labels):
         all_logits = logits_in(sess.graph)
         (training, evaluation), cost, losses = sess.run([all_logits, net.cost, net.test.losses],
@@ -258,7 +259,7 @@ def test_label_smoothing_by_numpy(tiny_mnist):
 
 
 def moved(images, down, right):
-    """The images [N, H, W, C] shifted by so many pixels; zeros come in."""
+    """Returns the images [N, H, W, C] shifted by (down, right) pixels and padded with zeros."""
     images = np.roll(images, (down, right), (1, 2))
     images[:, :down if down > 0 else 0] = images[:, down if down < 0 else images.shape[1]:] = 0
     images[:, :, :right if right > 0 else 0] = images[:, :, right if right < 0 else images.shape[2]:] = 0
@@ -266,8 +267,8 @@ def moved(images, down, right):
 
 
 @pytest.mark.parametrize("flip_average,shift_average", [(True, 0), (False, 1), (True, 2)])
-def test_averages_by_numpy(flip_average, shift_average, tiny_mnist):
-    """The test is of the mean logits of an image's variants; training and validation are of the image alone."""
+def test_averages_over_image_variants_match_numpy(flip_average, shift_average, tiny_mnist):
+    """The test uses the mean logits of an image's variants; training and validation use only the image itself."""
     with before_the_first_step(tiny_mnist) as (sess, net, images, labels):
         training = sess.run(net.cost, {net.images: images, net.labels: labels})
     with before_the_first_step(tiny_mnist, flip_average=flip_average, shift_average=shift_average) as (

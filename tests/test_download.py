@@ -1,4 +1,4 @@
-"""Downloads from a real local server that misbehaves."""
+"""Downloads from a local HTTP server with simulated failures."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ FILES = {"file.bin": (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())}
 
 @contextlib.contextmanager
 def server(behaviour):
-    """A server on loopback; `behaviour(handler, request number)` answers each GET. Yields the folder's URL."""
+    """Runs a local server where `behaviour(handler, request number)` answers each GET; yields the folder's URL."""
     count = [0]
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -81,7 +81,7 @@ def short_once(handler, number):
 
 
 def reset(handler, content=b""):
-    """Sends some of the file, then a TCP reset in place of the rest."""
+    """Sends part of the file, then a TCP reset instead of the rest."""
     answer(handler, content, length=len(CONTENT))
     handler.wfile.flush()
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -93,7 +93,7 @@ def reset_once(handler, number):
 
 
 @pytest.mark.parametrize("behaviour", [busy_twice, short_once, reset_once])
-def test_a_passing_problem_is_tried_again(tmp_path, behaviour):
+def test_a_temporary_failure_is_retried(tmp_path, behaviour):
     with server(behaviour) as url:
         download.fetch_all(FILES, [url], str(tmp_path))
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
@@ -134,22 +134,22 @@ def test_a_bad_mirror_leaves_nothing_and_is_named(tmp_path, name):
     assert files_in(tmp_path) == []
 
 
-def test_the_next_mirror_helps(tmp_path):
+def test_the_next_mirror_is_tried_after_a_bad_one(tmp_path):
     with server(BAD["wrong bytes"][0]) as bad, server(good) as url:
         download.fetch_all(FILES, [bad, url], str(tmp_path))
     assert files_in(tmp_path) == ["file.bin"]
 
 
-def test_a_host_that_never_answers_is_given_up_soon(tmp_path, monkeypatch):
+def test_a_host_that_never_answers_times_out(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "CONNECT_SECONDS", 0.2)
-    with socket.socket() as silent:  # takes connections, says nothing
+    with socket.socket() as silent:  # accepts connections, never answers
         silent.bind(("127.0.0.1", 0))
         silent.listen(5)
         with pytest.raises(download.Unavailable, match="no answer"):
             download.fetch_all(FILES, ["http://127.0.0.1:%d/" % silent.getsockname()[1]], str(tmp_path))
 
 
-def test_a_download_that_stalls_is_given_up(tmp_path, monkeypatch):
+def test_a_stalled_download_times_out(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "READ_SECONDS", 0.2)
     over, waited_for_nothing = threading.Event(), threading.Event()
 
@@ -174,8 +174,8 @@ def downloading(url, folder):
                             cwd=os.path.dirname(os.path.dirname(os.path.abspath(download.__file__))))
 
 
-def test_killed_half_way_and_two_at_once(tmp_path):
-    """Never a bad file under the final name, and in the end the right one."""
+def test_a_killed_download_and_two_parallel_ones_leave_one_good_file(tmp_path):
+    """An incomplete file never has the final name, and the final file is correct."""
     half_way, go_on = threading.Event(), threading.Event()
 
     def slow(handler, _):
@@ -183,7 +183,7 @@ def test_killed_half_way_and_two_at_once(tmp_path):
         handler.wfile.flush()
         half_way.set()
         go_on.wait(60)
-        with contextlib.suppress(OSError):  # the one that was killed
+        with contextlib.suppress(OSError):  # the killed client has closed its connection
             handler.wfile.write(CONTENT[5000:])
 
     with server(slow) as url:
@@ -206,7 +206,7 @@ def test_a_closed_port(tmp_path):
         download.fetch_all(FILES, [url], str(tmp_path))
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_a_folder_that_cannot_be_created_gives_an_error(tmp_path):
     (tmp_path / "data").write_text("")
-    with pytest.raises(download.Unavailable, match="cannot make the folder"):
+    with pytest.raises(download.Unavailable, match="cannot create the folder"):
         download.fetch_all(FILES, [], str(tmp_path / "data" / "mnist"))

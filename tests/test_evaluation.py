@@ -1,4 +1,4 @@
-"""Figures of an evaluation by hand, and evaluating a network on a split."""
+"""Metrics of an evaluation with known values, and the evaluation of a network on a split."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ NAMES = ("cat", "dog", "émeu")
 FOUND = Evaluation(0.5, np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]]), [(4, 0, 1, 0.75), (2, 1, 0, 0.5)])
 
 
-def test_figures():
+def test_metrics_have_known_values():
     assert FOUND.accuracy == 0.75
     assert FOUND.class_accuracies() == [0.75, 0.75, None]
     assert FOUND.confusions() == [(2, 0, 1), (1, 1, 0)]
@@ -32,7 +32,7 @@ def test_table():
 
 def test_evaluation_counts_every_image(tiny_mnist):
     results = []
-    for batch_size in (45, 7, 44):  # of 45 test images: none, 4 and 43 of the last batch are padding
+    for batch_size in (45, 7, 44):  # of 45 test images; the last batch has 0, 4 and 43 padding images
         config = tiny_config(tiny_mnist, batch_size=batch_size)
         data, _ = Densenet.prepare_data(config)
         with tf.Graph().as_default(), tf.Session() as sess:

@@ -1,4 +1,4 @@
-"""Folding batch normalization into the convolution before it, against the unfolded graph."""
+"""Folding of batch normalization into the preceding convolution, compared with the original graph."""
 
 import os
 
@@ -12,7 +12,7 @@ from support.export import export_graph, folded
 
 
 def built(sess, height=5, width=7):
-    """A graph whose first two batch normalizations can be folded, while the last two follow a concatenation."""
+    """Builds a graph with four batch normalizations: two can be folded, and two follow a concatenation."""
     images = tf.placeholder(tf.float32, [None, height, width, 3], "images")
     x = conv_layer(images, 6, 3, layer_name="conv0")
     x = Batch_Normalization(x, False, "batch0", relu=True)
@@ -30,7 +30,7 @@ def built(sess, height=5, width=7):
 
 
 @pytest.mark.parametrize("height, width", [(5, 7), (1, 1)])
-def test_folding_changes_nothing_but_the_graph(height, width):
+def test_folding_does_not_change_the_output(height, width):
     pixels = np.random.RandomState(1).normal(size=[3, height, width, 3]).astype(np.float32)
     with tf.Graph().as_default(), tf.Session() as sess:
         images, output = built(sess, height, width)
@@ -45,13 +45,13 @@ def test_folding_changes_nothing_but_the_graph(height, width):
         np.testing.assert_allclose(sess.run("output:0", {"images:0": pixels}), expected, rtol=1e-5)
 
 
-def test_an_export_that_cannot_be_written(folder):
+def test_an_export_that_cannot_be_written_is_refused(folder):
     with tf.Graph().as_default(), tf.Session() as sess:
         images, output = built(sess)
         with open("file", "w"):
             pass
         with pytest.raises(UserError, match="cannot write .*make room there"):
             export_graph(sess, {"images": images}, {"output": output}, os.path.join("file", "export"))
-        os.makedirs("there.new")  # left by a process that was killed
+        os.makedirs("there.new")  # left by a killed process
         assert export_graph(sess, {"images": images}, {"output": output}, "there") == ("there", "there.pb")
         assert sorted(os.listdir(".")) == ["file", "there", "there.pb"]

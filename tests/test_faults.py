@@ -1,7 +1,7 @@
-"""The fault campaign: kills, damage, full disks and bad input, against all modules together.
+"""Fault injection into the whole program: kills, damaged files, full disks and bad input.
 
-    python -m pytest -q tests/test_faults.py             the short form, part of the test suite
-    python -m pytest -q tests/test_faults.py --long -s   the whole of it, with its counts
+    python -m pytest -q tests/test_faults.py             the short form, as in the test suite
+    python -m pytest -q tests/test_faults.py --long -s   the full form, which prints its counts
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from support.run_directory import CHECKPOINT, RunDirectory
 from support.settings import declared
 from support.tensorboard import EventFile
 
-# Epochs of 150 steps on whole images, so that several checkpoints are saved in each of their seconds.
+# Epochs of 150 steps at full resolution take seconds, so that several checkpoints are saved in each of them.
 SLOW = dict(batch_size=2, stem="3x3", growth_k=12)
 
 
@@ -48,8 +48,9 @@ def long(request):
 
 # ---- Kills ----
 
-def test_kills(tiny_mnist, folder, long):
-    """Killed at random moments, some inside a save, and started again: bit for bit the run that was never stopped."""
+@pytest.mark.campaign
+def test_a_killed_run_resumes_exactly(tiny_mnist, folder, long):
+    """After kills at random moments, some during a save, the run ends with the weights of an uninterrupted run."""
     kills, inside_saves = (100, 30) if long else (3, 1)
     epochs = 2 * kills + 3
     whole = Densenet.train(arguments_for(tiny_mnist, "whole", total_epochs=epochs, **SLOW))
@@ -83,7 +84,7 @@ def test_kills(tiny_mnist, folder, long):
     assert inside >= inside_saves and in_epochs
     assert read("model/killed/result.json")["test_accuracy"] == whole["test_accuracy"]
     assert_equal_weights(weights_of("model/whole", whole["steps"]), weights_of("model/killed", whole["steps"]))
-    assert len(glob.glob("model/killed/dense.ckpt-*.index")) == 3  # pruned across restarts
+    assert len(glob.glob("model/killed/dense.ckpt-*.index")) == 3  # old ones are deleted across restarts
     assert len(glob.glob("model/killed/best/*.index")) == 1 and not glob.glob("model/killed/*.tempstate*")
 
 
@@ -92,7 +93,7 @@ def saved_steps(run):
 
 
 def newest_step(run):
-    """The step of the newest checkpoint that is intact."""
+    """Returns the step of the newest intact checkpoint."""
     for step in sorted(saved_steps(run), reverse=True):
         try:
             return int(weights_of(run, step)["global_step"])
@@ -105,13 +106,13 @@ def newest_step(run):
 
 @pytest.fixture(scope="module")
 def finished(tiny_mnist, tmp_path_factory):
-    """The folder of a finished run with checkpoints of the steps 6, 12 and 18, the best on validation not the last."""
+    """The folder of a finished run with checkpoints at steps 6, 12 and 18; the one at step 12 is the best."""
     folder = str(tmp_path_factory.mktemp("finished"))
     Densenet.train(data_dir=tiny_mnist, run_name="mine", model_dir=folder, log_dir=os.path.join(folder, "logs"),
                    **dict(TINY, total_epochs=3))
     for path in glob.glob(folder + "/mine/best/dense.ckpt-*"):
         os.remove(path)
-    for path in glob.glob(folder + "/mine/dense.ckpt-12.*"):  # whichever it was
+    for path in glob.glob(folder + "/mine/dense.ckpt-12.*"):  # replaces the actual best checkpoint
         shutil.copy(path, folder + "/mine/best")
     return folder
 
@@ -141,7 +142,7 @@ def overwrite(path, content):
         file.write(content)
 
 
-# What is done to the run; the step that it goes on from; how many checkpoints it says that it skips.
+# {name: (function that does the damage, step that the run resumes from, number of checkpoints skipped)}
 DAMAGES = {
     "data truncated": (lambda: truncate(path_of(18, DATA), os.path.getsize(path_of(18, DATA)) // 2), 12, 1),
     "data empty": (lambda: truncate(path_of(18, DATA), 0), 12, 1),
@@ -161,13 +162,13 @@ DAMAGES = {
 
 
 def long_but(names, short):
-    """The names as parameters of a test that without --long runs for `short` alone."""
+    """Returns the names as test parameters; without --long, only those in `short` run."""
     return [pytest.param(name, marks=[] if name in short else pytest.mark.long) for name in sorted(names)]
 
 
 @pytest.mark.parametrize("damage", sorted(DAMAGES))
-def test_damaged_checkpoints(folder, capsys, damage):
-    """The newest one that is intact is restored; which were skipped is said."""
+def test_damaged_checkpoints_are_skipped(folder, capsys, damage):
+    """The newest intact checkpoint is restored, and a message names each skipped one."""
     with tf.Graph().as_default(), tf.Session() as sess, RunDirectory("model/mine", {}) as directory:
         step = tf.train.get_or_create_global_step()
         tf.get_variable("weights", initializer=np.ones((20, 50), np.float32))
@@ -184,10 +185,10 @@ def test_damaged_checkpoints(folder, capsys, damage):
 
 
 @pytest.mark.parametrize("damage", long_but(DAMAGES, ["data truncated"]))
-def test_a_run_with_a_damaged_checkpoint(tiny_mnist, folder, finished, capsys, damage):
-    """Goes on from the newest intact one, and ends with the same weights."""
+def test_a_run_with_a_damaged_checkpoint_resumes_exactly(tiny_mnist, folder, finished, capsys, damage):
+    """The run resumes from the newest intact checkpoint and ends with the same weights."""
     shutil.copytree(finished, "model")
-    shutil.rmtree("model/mine/best")  # another test has it
+    shutil.rmtree("model/mine/best")  # covered by another test
     expected = weights_of("model/mine", 18)
     os.remove("model/mine/result.json")
     harm, step, _ = DAMAGES[damage]
@@ -197,7 +198,7 @@ def test_a_run_with_a_damaged_checkpoint(tiny_mnist, folder, finished, capsys, d
     assert_equal_weights(expected, weights_of("model/mine", 18))
 
 
-def test_a_run_that_was_moved_and_renamed(tiny_mnist, folder, finished, capsys):
+def test_a_moved_and_renamed_run_resumes_exactly(tiny_mnist, folder, finished, capsys):
     shutil.copytree(os.path.join(finished, "mine"), "another place/another name")
     expected = weights_of("another place/another name", 18)
     os.remove("another place/another name/result.json")
@@ -208,7 +209,7 @@ def test_a_run_that_was_moved_and_renamed(tiny_mnist, folder, finished, capsys):
     assert_equal_weights(expected, weights_of("another place/other", 18))
 
 
-def test_the_best_checkpoint_is_gone_on_from_where_it_is_the_newest_intact_one(
+def test_a_run_resumes_from_the_best_checkpoint_if_no_other_is_intact(
         tiny_mnist, folder, finished, capsys):
     shutil.copytree(finished, "model")
     expected = weights_of("model/mine", 18)
@@ -222,7 +223,7 @@ def test_the_best_checkpoint_is_gone_on_from_where_it_is_the_newest_intact_one(
     assert_equal_weights(expected, weights_of("model/mine", 18))
 
 
-def test_where_no_checkpoint_is_intact_nothing_is_started_afresh(tiny_mnist, folder, finished):
+def test_a_run_without_an_intact_checkpoint_does_not_start_over(tiny_mnist, folder, finished):
     shutil.copytree(finished, "model")
     for path in glob.glob("model/mine/dense.ckpt-*.data-*") + glob.glob("model/mine/best/*.data-*"):
         truncate(path, os.path.getsize(path) - 1)
@@ -234,8 +235,8 @@ def test_where_no_checkpoint_is_intact_nothing_is_started_afresh(tiny_mnist, fol
     assert before == after
 
 
-def test_a_run_that_was_killed_in_its_first_save_starts_again(tiny_mnist, folder, finished, capsys):
-    """A torn file, and no progress.json, for that is written once a save is complete."""
+def test_a_run_killed_during_its_first_save_starts_over(tiny_mnist, folder, finished, capsys):
+    """The checkpoint is incomplete, and progress.json, which is written after a save, is missing."""
     shutil.copytree(finished, "model")
     expected = weights_of("model/mine", 18)
     for path in set(glob.glob("model/mine/*")) - {"model/mine/settings.json", path_of(6, DATA), path_of(6, INDEX)}:
@@ -246,8 +247,8 @@ def test_a_run_that_was_killed_in_its_first_save_starts_again(tiny_mnist, folder
     assert_equal_weights(expected, weights_of("model/mine", 18))
 
 
-def test_flipped_bits(tmp_path, long):
-    """Wherever a bit of a checkpoint is flipped, it is restored as it was, or skipped for the one before."""
+def test_a_flipped_bit_never_changes_restored_values(tmp_path, long):
+    """For any flipped bit, the checkpoint is restored unchanged, or the previous checkpoint is restored."""
     with tf.Graph().as_default(), tf.Session() as sess, RunDirectory(str(tmp_path), {}) as directory:
         values = [np.arange(12.0), np.float32([[1.5, 2.5]]), np.int64(7)]
         variables = [tf.get_variable("v%d" % i, initializer=value) for i, value in enumerate(values)]
@@ -278,13 +279,13 @@ def test_flipped_bits(tmp_path, long):
 # ---- Full disks ----
 
 def limited(arguments, size):
-    """The program with files of at most `size` bytes, as on a full disk."""
+    """Starts the program with files limited to `size` bytes, as on a full disk."""
     return program(arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
 
 
-@pytest.mark.parametrize("size", [4, 2000, pytest.param(20000, marks=pytest.mark.long)])  # 4: not even the lock file
-def test_a_full_disk(tiny_mnist, folder, finished, size):
-    """One sentence, status 1, the checkpoints before it intact; with room again, the run goes on exactly."""
+@pytest.mark.parametrize("size", [4, 2000, pytest.param(20000, marks=pytest.mark.long)])  # 4: less than the lock file
+def test_a_run_resumes_exactly_after_a_full_disk(tiny_mnist, folder, finished, size):
+    """The run ends with one sentence and status 1, and earlier checkpoints stay intact."""
     shutil.copytree(finished, "model")
     expected = weights_of("model/mine", 18)
     for path in glob.glob("model/mine/dense.ckpt-18.*") + ["model/mine/result.json"]:
@@ -305,7 +306,7 @@ def test_a_full_disk(tiny_mnist, folder, finished, size):
 
 @pytest.fixture
 def small_disk(folder):
-    """The path of a file system with room for 2 MiB."""
+    """The path of a file system of 2 MiB."""
     os.mkdir("disk")
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", "disk"], stderr=subprocess.DEVNULL).returncode:
         pytest.skip("no file system can be mounted here")
@@ -314,8 +315,8 @@ def small_disk(folder):
 
 
 @pytest.mark.parametrize("written", ["model_dir", "log_dir"])
-def test_a_full_file_system(tiny_mnist, small_disk, written):
-    """Filled while the run goes on, with checkpoints or with logs."""
+def test_a_run_resumes_after_a_full_file_system(tiny_mnist, small_disk, written):
+    """The file system of the checkpoints or of the logs becomes full during the run."""
     options = dict(total_epochs=2000, checkpoint_minutes=0.01)
     command = arguments_for(tiny_mnist, "mine", **dict(options, **{written: small_disk}))
     process = program(command)
@@ -338,8 +339,8 @@ def test_a_full_file_system(tiny_mnist, small_disk, written):
     process.communicate()
 
 
-def test_a_full_disk_under_the_logs_alone(tiny_mnist, folder, monkeypatch):
-    """It is noticed, the run is saved, and goes on once there is room."""
+def test_a_run_is_saved_if_the_disk_of_the_logs_is_full(tiny_mnist, folder, monkeypatch):
+    """The run reports the error, saves a checkpoint, and resumes exactly once the disk has space."""
     options = dict(TINY, data_dir=tiny_mnist, checkpoint_minutes=100)
     expected = Densenet.train(run_name="whole", **options)
     add = EventFile.add
@@ -347,7 +348,7 @@ def test_a_full_disk_under_the_logs_alone(tiny_mnist, folder, monkeypatch):
 
     def full(self, step=0, **content):
         calls.append(step)
-        if len(calls) > 10:  # after what opens the files
+        if len(calls) > 10:  # later than the events that open the files
             raise OSError(28, "No space left on device")
         add(self, step, **content)
 
@@ -360,12 +361,12 @@ def test_a_full_disk_under_the_logs_alone(tiny_mnist, folder, monkeypatch):
     assert_equal_weights(weights_of("model/whole", 12), weights_of("model/mine", 12))
 
 
-def test_an_event_file_says_that_it_cannot_be_written(tmp_path):
+def test_a_failed_write_to_an_event_file_raises(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     events = EventFile(str(tmp_path))
     events.add(session_log=tf.SessionLog(status=tf.SessionLog.START))
     (path,) = glob.glob(str(tmp_path / "events*"))
-    assert len(list(tf.io.tf_record_iterator(path))) == 2  # written at once, for TensorBoard
+    assert len(list(tf.io.tf_record_iterator(path))) == 2  # written immediately, for TensorBoard
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
     try:
         with pytest.raises((OSError, tf.errors.OpError)):
@@ -380,7 +381,7 @@ def test_an_event_file_says_that_it_cannot_be_written(tmp_path):
 @pytest.mark.parametrize("gap", [0.0, pytest.param(0.02, marks=pytest.mark.long),
                                  pytest.param(0.1, marks=pytest.mark.long)])
 def test_a_second_ctrl_c_stops_at_once(tiny_mnist, folder, gap):
-    """Status 130 and one sentence; what is there is intact, and the same command goes on."""
+    """The program exits with status 130 and one sentence; checkpoints are intact, and the same command resumes."""
     command = arguments_for(tiny_mnist, "mine", total_epochs=20, **SLOW)
     process = program(command)
     wait_for(lambda: glob.glob("model/mine/dense.ckpt-*.index"), process)
@@ -398,8 +399,8 @@ def test_a_second_ctrl_c_stops_at_once(tiny_mnist, folder, gap):
     process.communicate()
 
 
-def test_weights_that_are_no_numbers_are_not_saved(tiny_mnist, folder, monkeypatch):
-    """The loss of an epoch's last step is still finite, the weights after it are not."""
+def test_infinite_weights_are_not_saved(tiny_mnist, folder, monkeypatch):
+    """The last step of an epoch computes a finite loss and then makes the weights infinite."""
     monkeypatch.setattr(Densenet, "learning_rate", lambda step, *_: 1e-3 if step != 11 else math.inf)
     options = dict(TINY, validation_size=0, batch_size=55, total_epochs=3)
     with pytest.raises(UserError, match="step 12 made weights infinite.*lower init_learning_rate"):
@@ -408,8 +409,8 @@ def test_weights_that_are_no_numbers_are_not_saved(tiny_mnist, folder, monkeypat
     assert all(np.isfinite(value).all() for value in weights_of("model/mine", 6).values())
 
 
-def test_two_runs_of_one_name_in_two_model_folders(tiny_mnist, folder):
-    """They would write the same logs."""
+def test_two_runs_cannot_write_the_same_logs(tiny_mnist, folder):
+    """Two runs have the same name but different model folders."""
     command = arguments_for(tiny_mnist, "mine", total_epochs=1000)
     process = program(command)
     wait_for(lambda: glob.glob("logs/mine/train/events*"), process)
@@ -419,7 +420,7 @@ def test_two_runs_of_one_name_in_two_model_folders(tiny_mnist, folder):
     finally:
         process.kill()
         process.communicate()
-    assert Densenet.train(command, model_dir="another", total_epochs=1)["epochs"] == 1  # the lock died with it
+    assert Densenet.train(command, model_dir="another", total_epochs=1)["epochs"] == 1  # the lock ends with its process
 
 
 # ---- Parsers ----
@@ -428,7 +429,7 @@ TINY_CIFAR10 = dataclasses.replace(cifar10.CIFAR10, train={"data_batch_1.bin": 2
 
 
 def mutated(content, random):
-    """The bytes with one to four changes: bits, bytes, extreme numbers, cuts, insertions, repetitions."""
+    """Returns the bytes with 1 to 4 random changes: bits, bytes, extreme numbers, cuts, insertions, repetitions."""
     content = bytearray(content)
     for _ in range(random.randint(1, 4)):
         # Half of the changes hit the first bytes, where the headers are.
@@ -452,7 +453,7 @@ def mutated(content, random):
 
 
 def idx(content, magic, shape):
-    """What an IDX file of unsigned bytes holds, or None: written anew from LeCun's description, for the comparison."""
+    """Returns the content of an IDX file of unsigned bytes, or None; a second parser, from LeCun's description."""
     header = 4 * (2 + len(shape))
     numbers = [int.from_bytes(content[i:i + 4], "big") for i in range(0, header, 4)]
     if len(content) < header or numbers[0] != magic or tuple(numbers[2:]) != shape:
@@ -472,7 +473,7 @@ def tar(members):
 
 
 def inputs(folder):
-    """{name: (intact bytes, path, how they are written there, parse, what is right: None if only its form is known)}"""
+    """Returns {name: (intact bytes, path, encoder, parser, reference parser, or None to check shapes only)}."""
     random = np.random.RandomState(0)
     images = b"\0\0\x08\x03" + b"\0\0\0\2" + b"\0\0\0\x1c" * 2 + bytes(random.randint(0, 256, 2 * 784).tolist())
     labels = b"\0\0\x08\x01" + b"\0\0\0\x09" + bytes(range(9))
@@ -513,8 +514,8 @@ def inputs(folder):
     }
 
 
-def test_mutated_files(tmp_path, monkeypatch, long):
-    """The right arrays or DataError; no hang, and no more memory than a file of that size can fill."""
+def test_mutated_files_are_read_correctly_or_refused(tmp_path, monkeypatch, long):
+    """Parsing gives the correct arrays or DataError, does not hang, and needs memory in proportion to the file size."""
     monkeypatch.setattr(cifar10, "CIFAR10", TINY_CIFAR10)
     counts = {}
     random = random_module.Random(1)
@@ -555,8 +556,8 @@ VALUES = ["0", "-1", "1e30", "9" * 30, "nan", "inf", "", "None", "text", "1,2", 
 
 
 @pytest.mark.parametrize("name", sorted(declared(Densenet)))
-def test_odd_values_of_every_hyperparameter(name, capsys):
-    """One sentence that says what is right, or a value in its range."""
+def test_odd_hyperparameter_values_are_in_range_or_refused(name, capsys):
+    """Each value is in the hyperparameter's range or gets one sentence that names the hyperparameter."""
     for value in VALUES:
         try:
             config = Densenet.choose(["%s=%s" % (name, value)])
@@ -570,8 +571,8 @@ def test_odd_values_of_every_hyperparameter(name, capsys):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", sorted(declared(Densenet)))
-def test_a_run_with_odd_values(tiny_mnist, folder, name, capsys):
-    """What is accepted makes a run that ends, or one sentence."""
+def test_a_run_with_odd_hyperparameter_values_finishes_or_fails_cleanly(tiny_mnist, folder, name, capsys):
+    """With each accepted value, the run finishes or prints one sentence and ends with status 1."""
     for value in VALUES:
         try:
             Densenet.choose(["%s=%s" % (name, value)])
@@ -586,10 +587,10 @@ def test_a_run_with_odd_values(tiny_mnist, folder, name, capsys):
         shutil.rmtree("model", ignore_errors=True)
 
 
-# ---- Odd places ----
+# ---- Unusual environments ----
 
-def test_odd_places(tiny_mnist, tmp_path):
-    """Spaces and letters beyond ASCII in every path, another working directory, locale C, no home, no output."""
+def test_the_program_runs_with_unusual_paths_and_environments(tiny_mnist, tmp_path):
+    """Non-ASCII paths with spaces, read-only data, another working directory, locale C, no home, closed outputs."""
     folder = tmp_path / "Straße mit 空白"
     folder.mkdir()
     data = folder / "die Daten"

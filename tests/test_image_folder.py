@@ -1,4 +1,4 @@
-"""A folder of images: what is decoded, cached, cropped and trained on."""
+"""Image folders: decoding, caching, cropping and training."""
 
 import glob
 import os
@@ -23,7 +23,7 @@ FORMATS = ("png", "jpg", "gif", "bmp", "webp", "tif")
 
 
 def drawn(kind, random):
-    """An image of a class, RGB, of a size, place, colours and noise drawn from `random`."""
+    """Draws an RGB image of a class with random size, position, colours and noise."""
     width, height = random.randint(60, 200, 2).tolist()
     background = random.randint(0, 256, 3)
     image = Image.fromarray((background + random.randint(-30, 30, (height, width, 3))).clip(0, 255).astype(np.uint8))
@@ -54,7 +54,7 @@ def drawn(kind, random):
 
 
 def write_image(image, path, number, random):
-    """Saves it in one of several formats and modes, sometimes turned with a tag that says so; returns the path."""
+    """Saves the image in one of several formats and modes, some rotated with an EXIF tag; returns the path."""
     path = "%s.%s" % (path, FORMATS[number % len(FORMATS)])
     options = {}
     if path.endswith(("png", "tif")):
@@ -69,14 +69,14 @@ def write_image(image, path, number, random):
     elif path.endswith("jpg") and random.randint(3) == 0:
         image = image.transpose(Image.ROTATE_90)
         exif = Image.Exif()
-        exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+        exif[0x0112] = 6  # rotate clockwise by 90 degrees to display
         options["exif"] = exif.tobytes()
     image.save(path, **options)
     return path
 
 
 def generate(folder, images, seed=0):
-    """So many images in a sub-folder for each of CLASSES; every 97th is damaged. Returns the names of those."""
+    """Writes images to one sub-folder per class and damages every 97th; returns the names of the damaged ones."""
     random = np.random.RandomState(seed)
     damaged = []
     for kind in CLASSES:
@@ -95,7 +95,7 @@ def generate(folder, images, seed=0):
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
-    """A folder of 200 images of six classes, two of which are damaged."""
+    """A folder of 200 images of six classes; two images are damaged."""
     folder = str(tmp_path_factory.mktemp("images") / "shapes")
     generate(folder, 200)
     return folder
@@ -126,18 +126,18 @@ def test_images_of_all_modes_are_read(tmp_path):
     assert (found[:, ::2] == 255).all() and (found[:, 1::2] == red[:, 1::2]).all()
 
 
-def test_images_are_turned_upright_and_cut_at_the_centre(tmp_path):
+def test_images_are_rotated_upright_and_cropped_at_the_centre(tmp_path):
     column = np.arange(8, dtype=np.uint8)[:, None, None] * np.full([8, 4, 3], 30, np.uint8)  # [8 rows, 4 columns]
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = Image.fromarray(np.ascontiguousarray(np.rot90(column)))  # clockwise by 90 degrees makes it upright
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(column)))  # upright after clockwise rotation by 90 degrees
     assert (turned.width, turned.height) == (8, 4)
     np.testing.assert_array_equal(pixels_of(turned, tmp_path, "turned.png", exif=exif.tobytes()), column[2:6])
     large = pixels_of(Image.fromarray(column.repeat(50, 0).repeat(50, 1)), tmp_path, "large.jpg", quality=100)
-    assert np.abs(large.astype(int) - column[2:6]).max() <= 8  # decoded at a fraction, averaged
+    assert np.abs(large.astype(int) - column[2:6]).max() <= 8  # decoded at a reduced size, averaged
 
 
-def test_the_folder_is_decoded_once_and_what_is_damaged_is_named(shapes, folder, capsys, monkeypatch):
+def test_a_folder_is_decoded_once_and_damaged_files_are_named(shapes, folder, capsys, monkeypatch):
     data = image_folder.prepare_data(shapes, 20, 32)
     output = capsys.readouterr().out
     assert output.count("skipped ") == 2 and "skipped circle" in output and "decoding 200 images" in output
@@ -150,20 +150,20 @@ def test_the_folder_is_decoded_once_and_what_is_damaged_is_named(shapes, folder,
     np.testing.assert_allclose(data.deviation, images.std((0, 1, 2)), rtol=1e-4)
 
     with monkeypatch.context() as patched:
-        patched.setattr(image_folder, "read_image", None)  # not needed any more
+        patched.setattr(image_folder, "read_image", None)  # the cache replaces decoding
         again = image_folder.prepare_data(shapes, 20, 32)
     assert again.fingerprint() == data.fingerprint() and capsys.readouterr().out.count("skipped ") == 2
     np.testing.assert_array_equal(again.train.images[5], images[5])
-    assert image_folder.prepare_data(shapes, 20, 16).image_shape == (16, 16, 3)  # beside it
+    assert image_folder.prepare_data(shapes, 20, 16).image_shape == (16, 16, 3)  # a second cache, for another size
     assert len(glob.glob("cache/shapes-32px-*/pixels")) == 1 and not glob.glob("cache/*.new")
 
 
-def test_a_tenth_is_held_out_where_no_number_is_given(shapes, folder):
+def test_a_fractional_validation_size_holds_out_that_share(shapes, folder):
     data = image_folder.prepare_data(shapes, 0.1, 8)
     assert (len(data.train), len(data.validation)) == (147, 16)
 
 
-def test_a_changed_folder_is_decoded_anew(tmp_path, folder):
+def test_a_changed_folder_is_decoded_again(tmp_path, folder):
     for name in ("a", "b"):
         os.makedirs(str(tmp_path / "in" / name))
         for number in range(6):
@@ -175,7 +175,7 @@ def test_a_changed_folder_is_decoded_anew(tmp_path, folder):
     assert len(glob.glob("cache/in-8px-*/pixels")) == 2
 
 
-def test_what_a_killed_process_left_is_done_again(shapes, folder, monkeypatch):
+def test_an_incomplete_cache_of_a_killed_process_is_replaced(shapes, folder, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
@@ -189,7 +189,7 @@ def test_what_a_killed_process_left_is_done_again(shapes, folder, monkeypatch):
     assert len(image_folder.prepare_data(shapes, 20, 8).train) == 143 and not glob.glob("cache/*.new")
 
 
-def test_a_damaged_cache_is_named(shapes, folder):
+def test_the_error_names_a_damaged_cache(shapes, folder):
     image_folder.prepare_data(shapes, 20, 8)
     for name in ("index.npz", "pixels"):
         path = glob.glob("cache/*/" + name)[0]
@@ -205,19 +205,19 @@ def test_a_damaged_cache_is_named(shapes, folder):
     image_folder.prepare_data(shapes, 20, 8)
 
 
-def test_files_that_cannot_be_read_now_are_not_taken_for_damaged(tmp_path, folder, monkeypatch):
+def test_unreadable_files_are_not_skipped_as_damaged(tmp_path, folder, monkeypatch):
     for name in ("a", "b"):
         os.makedirs(str(tmp_path / "in" / name))
         for number in range(6):
             Image.new("RGB", (8, 8), (number, 0, 0)).save(str(tmp_path / "in" / name / ("%d.png" % number)))
-    os.symlink(str(tmp_path / "in" / "a"), str(tmp_path / "in" / "a" / "above"))  # does not go round in circles
+    os.symlink(str(tmp_path / "in" / "a"), str(tmp_path / "in" / "a" / "above"))  # a cycle must not recurse forever
     assert len(image_folder.prepare_data(str(tmp_path / "in"), 2, 8).train) == 8
     os.symlink("nowhere", str(tmp_path / "in" / "b" / "gone.png"))
     with pytest.raises(UserError, match="gone.png cannot be read .No such file.*take it away"):
         image_folder.prepare_data(str(tmp_path / "in"), 2, 8)
 
 
-def test_given_splits(tmp_path, folder):
+def test_train_and_val_folders_are_used_as_splits(tmp_path, folder):
     for split, counts in (("train", (5, 4)), ("val", (2, 3))):
         for name, count in zip("ab", counts):
             os.makedirs(str(tmp_path / split / name / "deeper"))
@@ -235,7 +235,7 @@ def test_given_splits(tmp_path, folder):
     ((), "has 0 sub-folders"), (("a",), "has 1 sub-folders, not one for each"),
     (("a", "b"), "no training image of the class b"), (None, "cannot be read as a folder"),
     (("empty", "void"), "no image that can be read .no files")])
-def test_folders_without_classes(tmp_path, folder, folders, sentence):
+def test_folders_without_classes_or_images_are_refused(tmp_path, folder, folders, sentence):
     place = tmp_path / "in"
     for name in folders or ():
         os.makedirs(str(place / name))
@@ -248,14 +248,14 @@ def test_folders_without_classes(tmp_path, folder, folders, sentence):
         image_folder.prepare_data(str(place), 0, 8)
 
 
-def test_a_cache_that_cannot_be_written(shapes, folder):
+def test_a_cache_that_cannot_be_written_is_refused(shapes, folder):
     with open("file", "w"):
         pass
     with pytest.raises(UserError, match="set cache_dir to another folder"):
         image_folder.prepare_data(shapes, 20, 32, cache_dir="file")
 
 
-def test_random_boxes_are_those_of_the_usual_crop():
+def test_random_boxes_match_the_standard_random_crop():
     boxes = image_folder.random_boxes(5000, 0.08, np.random.RandomState(0)).astype(np.float64)
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert boxes.min() >= 0 and boxes.max() <= 1 + 1e-6
@@ -264,15 +264,15 @@ def test_random_boxes_are_those_of_the_usual_crop():
     assert ratio.min() > 0.749 and ratio.max() < 1.334 and np.abs(np.median(np.log(ratio))) < 0.02
 
 
-def test_crops_show_the_parts_that_are_asked_for(shapes, folder):
-    data = image_folder.prepare_data(shapes, 20, 56, crop_area=0.5)  # stored with 64 pixels a side
+def test_crops_show_the_requested_boxes(shapes, folder):
+    data = image_folder.prepare_data(shapes, 20, 56, crop_area=0.5)  # stored at 64×64 pixels
     whole = data.train.images
     (centre,) = whole.crops(np.array([[3, 1]]))
     np.testing.assert_array_equal(centre, whole[[3, 1]])
     (corner,) = whole.crops(np.array([[3]]), np.float32([[[0, 0.5, 0.5, 1]]]))
     stored = whole._pixels[whole._rows[3]]
     expected = tf.Session(graph=tf.Graph())
-    with expected.graph.as_default():  # bilinear interpolation by TensorFlow; its places are those of Pillow's
+    with expected.graph.as_default():  # TensorFlow's bilinear interpolation with Pillow's pixel centres
         image = tf.image.resize_bilinear(tf.constant(stored[None, 32:, :32], tf.float32), [56, 56],
                                          half_pixel_centers=True)
     assert np.abs(expected.run(image)[0] - corner[0]).mean() < 1
@@ -283,7 +283,7 @@ def batches(config, data, *place):
 
 
 @pytest.mark.parametrize("crop_area", [1.0, 0.2])
-def test_batches_repeat_go_on_and_are_shared(shapes, folder, crop_area):
+def test_batches_are_reproducible_and_can_resume_and_be_shared(shapes, folder, crop_area):
     config = Densenet.choose(dataset="folder", data_dir=shapes, image_size=24, crop_area=crop_area, batch_size=16,
                              validation_size=20)
     data, _ = Densenet.prepare_data(config)
@@ -299,7 +299,7 @@ def test_batches_repeat_go_on_and_are_shared(shapes, folder, crop_area):
     assert (batches(config, data, 2, 0)[0][0] != first[0][0]).any()
 
 
-def test_imagenet_networks_get_the_usual_crop():
+def test_imagenet_networks_use_the_standard_crop():
     config = Densenet.choose(dataset="folder", network="densenet_121")
     assert (config.image_size, config.crop_area, config.run_name) == (224, 0.08, "folder-network=densenet_121")
     assert image_folder.stored_side(config.image_size, config.crop_area) == 256
@@ -311,7 +311,7 @@ TINY_FOLDER = dict(dataset="folder", image_size=32, blocks=(1, 1), growth_k=4, b
                    total_epochs=2)
 
 
-def test_a_folder_is_trained_on_stopped_and_gone_on_with(shapes, folder):
+def test_training_on_a_folder_resumes_exactly(shapes, folder):
     options = dict(TINY_FOLDER, data_dir=shapes, schedule="constant", warmup=0.0)
     once = Densenet.train(run_name="once", **options)
     assert once["steps"] == 16 and once["dataset"] == "folder"
@@ -319,7 +319,7 @@ def test_a_folder_is_trained_on_stopped_and_gone_on_with(shapes, folder):
     assert Densenet.train(run_name="parts", **options)["test_loss"] == once["test_loss"]
 
 
-def test_without_augmentation_training_sees_what_evaluation_sees(shapes, folder):
+def test_without_augmentation_training_uses_the_evaluation_crop(shapes, folder):
     config = Densenet.choose(dataset="folder", data_dir=shapes, image_size=24, crop_area=0.2, batch_size=16,
                              validation_size=20, augmentation=False)
     data, _ = Densenet.prepare_data(config)
@@ -328,14 +328,15 @@ def test_without_augmentation_training_sees_what_evaluation_sees(shapes, folder)
     np.testing.assert_array_equal(images, color_preprocessing(data.train.images[order[:16]], data.mean, data.deviation))
 
 
-def test_stopped_within_an_epoch(shapes, folder, monkeypatch):
-    """The images that were read ahead are let go, and the signal has the last word."""
+def test_a_signal_within_an_epoch_stops_training(shapes, folder, monkeypatch):
+    """Training discards prefetched images, saves, and raises Stopped."""
     monkeypatch.setattr(Densenet, "learning_rate", lambda step, *_: os.kill(os.getpid(), signal.SIGTERM) or 0.01)
     with pytest.raises(Stopped, match="stopped and saved at step 1 of 16"):
         Densenet.train(data_dir=shapes, run_name="mine", **TINY_FOLDER)
     monkeypatch.undo()
 
 
+@pytest.mark.campaign
 def test_an_imagenet_network_trains_at_224(shapes, folder):
     result = Densenet.train(dataset="folder", network="densenet_121", blocks=(1, 1, 1, 1), growth_k=4, batch_size=8,
                             data_dir=shapes, validation_size=130, total_epochs=1)
@@ -344,7 +345,7 @@ def test_an_imagenet_network_trains_at_224(shapes, folder):
 
 @pytest.mark.long
 def test_a_large_folder_is_learned(folder):
-    """3,000 images by the defaults; about 4 minutes on two cores."""
+    """Trains on 3,000 images with default settings; takes about 4 minutes on two cores."""
     damaged = generate("shapes", 3000, seed=1)
     process = program(["dataset=folder", "data_dir=shapes"])
     output, error = process.communicate()

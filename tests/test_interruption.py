@@ -1,4 +1,4 @@
-"""Signals become a request once, and act at once after that."""
+"""The first signal requests a stop; the second one stops the program immediately."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from support.interruption import Interruption
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_stops_at_once(number):
+def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(number):
     class Second(Exception):
         pass
 

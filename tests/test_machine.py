@@ -1,4 +1,4 @@
-"""The settings that are chosen by the processor."""
+"""Settings that depend on the processor."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from support import machine
 @pytest.mark.parametrize("flags, version, expected", [
     ("fpu avx512f avx512_bf16", "2.21.0", "bfloat16"), ("fpu amx_bf16", "2.21.0", "bfloat16"),
     ("fpu avx512f", "2.21.0", "float32"), (None, "2.21.0", "float32"), ("fpu avx512_bf16", "1.15.5", "float32")])
-def test_the_faster_precision(monkeypatch, flags, version, expected):
+def test_the_faster_precision_depends_on_cpu_flags_and_version(monkeypatch, flags, version, expected):
     def cpuinfo(path):
         assert path == "/proc/cpuinfo"
         if flags is None:
@@ -23,7 +23,7 @@ def test_the_faster_precision(monkeypatch, flags, version, expected):
     assert machine.fast_precision() == expected
 
 
-def test_cores_are_those_that_the_process_may_use(monkeypatch):
+def test_only_cores_available_to_the_process_are_counted(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5}, raising=False)
     assert machine.cores() == 2
     monkeypatch.delattr(os, "sched_getaffinity")

@@ -1,4 +1,4 @@
-"""The loader against files written by hand, damaged ones, and the real MNIST where it is at hand."""
+"""The MNIST loader: handwritten files, damaged files, and the real MNIST where available."""
 
 import gzip
 import os
@@ -50,7 +50,7 @@ def test_a_validation_split_that_leaves_nothing_is_refused(tiny_mnist):
 
 
 def replaced(source, target, name, content):
-    """A copy of a data_dir in which one file has other bytes."""
+    """Copies a data_dir and replaces the content of one file; returns the copy's path."""
     shutil.copytree(source, str(target))
     path = os.path.join(str(target), "mnist", name)
     with open(path, "wb") as file:
@@ -79,7 +79,7 @@ def damaged(kind, packed):
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"])
 @pytest.mark.parametrize("kind", ["empty", "packed, truncated", "one bit flipped", "no gzip", "header cut",
                                   "one byte short", "one byte long", "magic", "claims four billion", "an HTML page"])
-def test_damage_is_one_sentence_that_names_the_file(tiny_mnist, tmp_path, name, kind):
+def test_a_damaged_file_is_named_in_one_sentence(tiny_mnist, tmp_path, name, kind):
     with open(os.path.join(tiny_mnist, "mnist", name), "rb") as file:
         content = damaged(kind, file.read())
     data_dir = replaced(tiny_mnist, tmp_path / "data", name, content)
@@ -87,7 +87,7 @@ def test_damage_is_one_sentence_that_names_the_file(tiny_mnist, tmp_path, name, 
         mnist_loader.prepare_data(data_dir, 10, NO_MIRRORS)
     assert name in str(caught.value) and "\n" not in str(caught.value)
     with open(os.path.join(data_dir, "mnist", name), "rb") as file:
-        assert file.read() == content  # nothing of the user's is overwritten
+        assert file.read() == content  # the user's file is not overwritten
 
 
 def test_swapped_files(tiny_mnist, tmp_path):
@@ -114,7 +114,7 @@ def test_other_image_size(tmp_path):
         mnist_loader.read_images(str(tmp_path / "images"))
 
 
-def test_unpacked_files_and_files_in_data_dir_itself(tiny_mnist, tmp_path):
+def test_uncompressed_files_directly_in_data_dir_are_read(tiny_mnist, tmp_path):
     for name in mnist_loader.FILES:
         with gzip.open(os.path.join(tiny_mnist, "mnist", name)) as file:
             write(str(tmp_path / name[:-len(".gz")]), file.read())
@@ -129,7 +129,7 @@ def test_data_dir_that_is_a_file(tmp_path):
         mnist_loader.prepare_data(str(tmp_path / "data"), 10, NO_MIRRORS)
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_the_error_names_missing_files(tmp_path):
     with pytest.raises(download.Unavailable) as caught:
         mnist_loader.prepare_data(str(tmp_path), 10, NO_MIRRORS)
     assert str(tmp_path / "mnist") in str(caught.value)
@@ -157,6 +157,6 @@ def test_the_real_mnist(real_data):
     assert (len(data.train), len(data.validation), len(data.test)) == (55000, 5000, 10000)
     assert data.test.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     labels = np.concatenate([data.train.labels, data.validation.labels])
-    # The class counts that are published with the set.
+    # The published class counts.
     assert np.bincount(labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     np.testing.assert_allclose([data.mean[0] / 255, data.deviation[0] / 255], [0.1307, 0.3081], atol=5e-4)

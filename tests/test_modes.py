@@ -1,4 +1,4 @@
-"""What is done with a trained run: mode=evaluate, predict and export."""
+"""Modes that use a trained run: mode=evaluate, predict and export."""
 
 import json
 import os
@@ -46,7 +46,7 @@ if tf.VERSION.startswith("2."):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_mnist, shapes):  # noqa: F811
-    """A folder with a trained run for each kind of data, and the arguments that find each."""
+    """A folder with a trained run for each kind of data set, and the arguments of each run."""
     place = tmp_path_factory.mktemp("runs")
     before = os.getcwd()
     os.chdir(str(place))
@@ -71,7 +71,7 @@ def runs(tmp_path_factory, tiny_mnist, shapes):  # noqa: F811
 
 @pytest.fixture
 def run(request, runs, monkeypatch, tmp_path):
-    """The arguments of the run of a data set; in a copy of the folder."""
+    """The arguments that select the run of a data set, in a copy of the folder."""
     place, found = runs
     shutil.copytree(place, str(tmp_path / "copy"))
     monkeypatch.chdir(str(tmp_path / "copy"))
@@ -83,7 +83,7 @@ MNIST = pytest.mark.parametrize("run", ["mnist"], indirect=True)
 
 
 def image_files(name):
-    """Some of the run's test images as files, and how they are read again."""
+    """Writes four random images with the run's image shape to images/; returns their pixels."""
     shape = read("model/%s/settings.json" % name)["data"]["image_shape"]
     os.makedirs("images")
     random = np.random.RandomState(5)
@@ -109,13 +109,13 @@ def test_evaluate(run, capsys):
     assert "confusion_matrix" in curves("logs/%s/test/*" % run["run_name"])
     best = Densenet.evaluate(**run)
     assert best["checkpoint"].startswith("best" + os.sep)
-    assert read("model/%s/evaluation-1.json" % run["run_name"]) == content  # kept, under another name
+    assert read("model/%s/evaluation-1.json" % run["run_name"]) == content  # kept under another name
     Densenet.evaluate(**run)
-    assert not os.path.exists("model/%s/evaluation-2.json" % run["run_name"])  # the same again
+    assert not os.path.exists("model/%s/evaluation-2.json" % run["run_name"])  # an equal result is not kept twice
 
 
 @MNIST
-def test_evaluate_needs_the_data_it_was_trained_on(run):
+def test_evaluate_requires_the_data_of_the_training_run(run):
     other = os.path.join("other", "mnist")
     shutil.copytree(os.path.join(run["data_dir"], "mnist"), other)
     for name in os.listdir(other):
@@ -146,7 +146,7 @@ def test_predict(run, capsys):
         assert answer["probabilities"] == sorted(answer["probabilities"], reverse=True)
         assert sorted(answer["classes"]) == sorted(settings["data"]["class_names"])
 
-    if settings.get("crop_area", 1.0) == 1.0:  # these see the pixels of the file as they are
+    if settings.get("crop_area", 1.0) == 1.0:  # the network sees the unchanged pixels of the files
         for answer, expected in zip(answers, by_the_training_network(run, pixels)):
             names = settings["data"]["class_names"]
             found = dict(zip(answer["classes"], answer["probabilities"]))
@@ -154,7 +154,7 @@ def test_predict(run, capsys):
 
 
 def by_the_training_network(run, pixels):
-    """Probabilities of uint8 images by the graph that training evaluates with, in the run's precision."""
+    """Returns the probabilities of uint8 images from the graph that training evaluates, in the run's precision."""
     config, directory, facts = modes.trained_run(Densenet.choose, **run)
     with tf.Graph().as_default(), tf.Session() as sess:
         images = tf.placeholder(tf.float32, [None] + facts["image_shape"])
@@ -167,7 +167,12 @@ def by_the_training_network(run, pixels):
 
 
 def served(path):
-    """What a process with TensorFlow and nothing of ours makes of images.npy: of the SavedModel, of another form."""
+    """Runs images.npy through an export in a process with TensorFlow only.
+
+    Returns:
+        probabilities and class names of the SavedModel in a session, then of its second form: in TensorFlow 1 the
+        frozen graph, in TensorFlow 2 the SavedModel's signature.
+    """
     environment = dict(os.environ, PYTHONPATH="", TF_CPP_MIN_LOG_LEVEL="2")
     subprocess.run([sys.executable, "-W", "ignore", "-c", SERVE, path], check=True, env=environment,
                    stderr=subprocess.DEVNULL)
@@ -176,7 +181,7 @@ def served(path):
 
 
 @ALL
-def test_export_gives_what_predict_does(run):
+def test_export_matches_predict(run):
     pixels = image_files(run["run_name"])
     saved_model, frozen = Densenet.export(**run)
     assert os.path.dirname(saved_model) == "model/" + run["run_name"] and frozen == saved_model + ".pb"
@@ -206,13 +211,13 @@ def test_export_gives_what_predict_does(run):
 
 
 @MNIST
-def test_what_is_asked_for_in_vain_is_one_sentence(run, capsys):
+def test_impossible_requests_get_one_sentence(run, capsys):
     os.makedirs("nothing")
     for arguments, sentence in (
             (["mode=predict"], "name files or folders"),
             (["mode=predict", "images=nothing"], "there are no files in nothing"),
             (["mode=predict", "images=a.png", "growth_k=7"], "was trained with growth_k=4, not 7"),
-            (["mode=export", "checkpoint=dense.ckpt-99"], "there is no checkpoint dense.ckpt-99: those of this run"),
+            (["mode=export", "checkpoint=dense.ckpt-99"], "there is no checkpoint dense.ckpt-99: this run has"),
             (["mode=export", "run_name=none"],
              "there is no trained run model/none: set run_name to one of those in model (cifar10-mine, folder-mine, "
              "mnist-mine)"),
@@ -235,7 +240,7 @@ def test_a_damaged_checkpoint_is_skipped_or_refused(run, capsys):
 
 
 @MNIST
-def test_a_checkpoint_under_another_name(run):
+def test_a_checkpoint_with_another_name_can_be_used(run):
     os.makedirs("backup")
     for suffix in (".index", ".data-00000-of-00001"):
         shutil.copy("model/%s/dense.ckpt-12%s" % (run["run_name"], suffix), "backup/final" + suffix)
@@ -245,7 +250,7 @@ def test_a_checkpoint_under_another_name(run):
 
 
 @MNIST
-def test_runs_that_lack_something(run):
+def test_incomplete_runs_are_refused(run):
     settings = read("model/%s/settings.json" % run["run_name"])
     del settings["data"]["class_names"]
     os.makedirs("model/older")
@@ -259,7 +264,7 @@ def test_runs_that_lack_something(run):
         Densenet.evaluate(run_name="begun", data_dir=run["data_dir"])
 
 
-def test_the_digits_that_stood_in_are_found(runs, tmp_path, monkeypatch):
+def test_the_plain_command_finds_the_run_on_digits(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(str(tmp_path))
     Densenet.train(dataset="digits", blocks=(1, 1), growth_k=4, total_epochs=1, run_name="digits")
     assert modes.trained_run(Densenet.choose, run_name="digits")[0].dataset == "digits"

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of the named networks, against the paper and torchvision's documentation."""
+"""Parameters and multiply-adds of the named networks, compared with the paper and torchvision's documentation."""
 
 import numpy as np
 import pytest
@@ -33,13 +33,13 @@ def test_parameter_counts(network, image_shape, class_num, expected):
 
 @pytest.mark.parametrize("network, giga", [
     ("densenet_121", 2.83), ("densenet_161", 7.73), ("densenet_169", 3.36), ("densenet_201", 4.29)])
-def test_multiply_adds_are_those_in_torchvisions_documentation(network, giga):
+def test_multiply_adds_match_torchvisions_documentation(network, giga):
     counted = multiply_adds(Densenet.choose(network=network), (224, 224, 3), 1000)
     assert round(counted / 1e9, 2) == giga
 
 
-def test_multiply_adds_by_hand():
-    # 3×3 stem, plain layers, pooling: 7 -> 3 pixels a side, then 1; 2 channels in, k = 3, transition to ⌊0.5 · 9⌋ = 4.
+def test_multiply_adds_match_a_manual_count():
+    # 3×3 stem, plain layers; pooling from 7×7 to 3×3 to 1×1; 2 input channels, k = 3, transition to ⌊0.5 · 9⌋ = 4.
     config = Densenet.choose(network="densenet_mnist", blocks="1,1", growth_k=3)
     assert multiply_adds(config, (7, 7, 2), 5) == (
         49 * 9 * 2 * 6 + 9 * 9 * 6 * 3 + 9 * 9 * 4 + 9 * 4 * 3 + 7 * 5)

@@ -1,4 +1,4 @@
-"""The helpers against TensorFlow 1.15's own batch normalization, NumPy, and each other."""
+"""The layer helpers, compared with TensorFlow 1.15's batch normalization, with NumPy and with each other."""
 
 import os
 
@@ -34,7 +34,7 @@ def run(tensors, feed=None):
 
 @pytest.mark.parametrize("function", [ours, ours_by_tensor])
 @pytest.mark.parametrize("shape", sorted(record.SHAPES))
-def test_batch_normalization_is_what_contrib_computed(shape, function):
+def test_batch_normalization_matches_recorded_contrib_results(shape, function):
     recorded = np.load(RECORDED)
     found = record.run_batch_norm(record.SHAPES[shape], function)
     assert len(found) == 9
@@ -45,13 +45,13 @@ def test_batch_normalization_is_what_contrib_computed(shape, function):
 
 @pytest.mark.skipif(record.MAJOR != "1", reason="tf.contrib is part of TensorFlow 1 alone")
 @pytest.mark.parametrize("shape", [(4, 3, 9, 2), (7, 1, 1, 3), (1, 1, 1, 2)])
-def test_batch_normalization_beside_contrib(shape):
+def test_batch_normalization_matches_contrib(shape):
     expected = record.run_batch_norm(shape, record.contrib_batch_norm)
     for name, value in record.run_batch_norm(shape, ours).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5 * np.abs(expected[name]).max())
 
 
-def test_batch_normalization_by_its_formula_in_float64():
+def test_batch_normalization_matches_the_float64_formula():
     inputs, gamma, beta, _ = record.batch_norm_inputs((3, 5, 7, 13))
     found = record.run_batch_norm((3, 5, 7, 13), ours)
     biased, variance = np.zeros(13), np.ones(13)
@@ -78,7 +78,7 @@ def test_batch_normalization_of_bfloat16():
     assert {variable.dtype.base_dtype for variable in tf.global_variables()} == {tf.float32}
 
 
-def test_statistics_advance_once_whatever_is_fetched():
+def test_statistics_advance_once_for_any_fetches():
     x = tf.constant(record.batch_norm_inputs((3, 5, 7, 13))[0][0])
     y = ours(x, True)
     (local_step,) = [variable for variable in tf.global_variables() if variable.op.name.endswith("local_step")]
@@ -90,7 +90,7 @@ def test_statistics_advance_once_whatever_is_fetched():
 
 
 def numpy_conv(x, weights, stride):
-    """SAME convolution by its definition, float64."""
+    """Computes a SAME convolution by definition, in float64."""
     side = weights.shape[0]
     size = [-(-length // stride) for length in x.shape[1:3]]
     before = [max((n - 1) * stride + side - length, 0) // 2 for n, length in zip(size, x.shape[1:3])]
@@ -112,7 +112,7 @@ def test_conv_layer(kernel, stride):
     np.testing.assert_allclose(found, numpy_conv(x.astype(np.float64), weights.astype(np.float64), stride), atol=1e-4)
 
 
-def test_initial_weights_depend_on_seed_and_name_alone():
+def test_initial_weights_depend_only_on_seed_and_name():
     def weights(seed, names):
         with tf.Graph().as_default():
             tf.set_random_seed(seed)
@@ -147,10 +147,10 @@ def test_dropout():
     np.testing.assert_array_equal(mask, dropped())
     np.testing.assert_array_equal(mask, dropped(as_tensor=True))
     for other in (dropped(seed=2), dropped(step=8), dropped(replica_index=1), dropped(scope="drop2")):
-        assert 0.3 < (mask != other).mean() < 0.55  # independent masks differ in 2 · 0.3 · 0.7 = 0.42
+        assert 0.3 < (mask != other).mean() < 0.55  # independent masks differ in 2 · 0.3 · 0.7 = 42%
 
 
-def test_dropout_leaves_inference_alone():
+def test_dropout_does_not_change_inference():
     assert (dropped(training=False) == 1).all()
     assert (dropped(training=False, as_tensor=True) == 1).all()
     x = tf.ones([3])

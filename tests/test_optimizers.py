@@ -1,4 +1,4 @@
-"""Steps of the optimizers in each precision, against NumPy and float32."""
+"""Optimizer steps in each precision, compared with NumPy and float32."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def test_half_precision_is_near_float32_and_keeps_float32_weights(precision, tol
         with before_the_first_step(tiny_mnist, precision=each) as (sess, net, images, labels):
             for variable in tf.global_variables():
                 assert variable.dtype.base_dtype not in (tf.bfloat16, tf.float16)
-                if variable.op.name == "current_loss_scale":  # from 2 ** 15 on, some steps may be skipped first
+                if variable.op.name == "current_loss_scale":  # with the initial 2 ** 15, the first steps may be skipped
                     sess.run(variable.assign(1024.0))
             feed = {net.images: images, net.labels: labels, net.rate: 1e-3}
             costs[each] = [sess.run([net.train, net.cost], feed)[1] for _ in range(3)]
@@ -25,9 +25,9 @@ def test_half_precision_is_near_float32_and_keeps_float32_weights(precision, tol
 
 @pytest.mark.parametrize("optimizer,weight_decay,devices", [("momentum", 0.0, 2), ("adam", 0.25, 1)])
 def test_the_loss_of_float16_is_scaled(optimizer, weight_decay, devices, tiny_mnist):
-    """Scaled too far, no weight changes, the scale halves, and the step counts. Else the step is that of float32.
+    """If the scale is too large, no weight changes, the scale halves, and the step counts; else steps match float32.
 
-    Adam's with an epsilon that leaves steps nearly linear in the gradients, so that small errors stay small.
+    A large epsilon makes Adam's steps nearly linear in the gradients, so that small errors stay small.
     """
     steps = {}
     for precision in ("float32", "float16"):
@@ -51,8 +51,8 @@ def test_the_loss_of_float16_is_scaled(optimizer, weight_decay, devices, tiny_mn
 
 
 @pytest.mark.parametrize("optimizer,factor", [("momentum", 1 + 0.9), ("adam", 1)])
-def test_weight_decay_by_numpy(tiny_mnist, optimizer, factor):
-    """Nesterov's first step: rate · (1 + 0.9) · (gradient + decay · weight). Adam's: rate · decay · weight more."""
+def test_weight_decay_matches_numpy(tiny_mnist, optimizer, factor):
+    """Decay adds rate · (1 + 0.9) · decay · weight to Nesterov's first step, and rate · decay · weight to Adam's."""
     moved = {}
     for decay in (0.0, 0.25):
         with before_the_first_step(tiny_mnist, optimizer=optimizer, weight_decay=decay) as (sess, net, images, labels):
@@ -66,7 +66,7 @@ def test_weight_decay_by_numpy(tiny_mnist, optimizer, factor):
 
 
 def test_weight_decay_adds_dependencies_in_proportion_to_variables(tiny_mnist):
-    """Not by their square, which took 240 MB of a memory-efficient DenseNet-BC-100."""
+    """A quadratic number of dependencies took 240 MB of memory for a memory-efficient DenseNet-BC-100."""
     waits = {}
     for decay in (0.0, 0.25):
         with before_the_first_step(tiny_mnist, weight_decay=decay) as (sess, _, _, _):

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation, by their pixels."""
+"""Pixels of the pictures of an evaluation."""
 
 import io
 

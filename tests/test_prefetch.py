@@ -1,4 +1,4 @@
-"""Batches that are prepared in a thread."""
+"""Preparing batches in a background thread."""
 
 import threading
 
@@ -11,7 +11,7 @@ def test_all_items_in_order():
     assert list(prefetched(iter(range(100)))) == list(range(100))
 
 
-def test_an_exception_is_raised_where_the_items_are_used():
+def test_an_exception_is_raised_in_the_consumer():
     def items():
         yield 1
         raise KeyError("no more")
@@ -22,7 +22,7 @@ def test_an_exception_is_raised_where_the_items_are_used():
         next(taken)
 
 
-def test_runs_ahead_by_depth_and_ends_with_its_consumer():
+def test_the_thread_runs_ahead_by_depth_and_ends_with_the_consumer():
     made = []
     third = threading.Event()
 
@@ -36,6 +36,6 @@ def test_runs_ahead_by_depth_and_ends_with_its_consumer():
     before = threading.active_count()
     taken = prefetched(items(), depth=2)
     assert next(taken) == 0
-    assert third.wait(60)  # made without being asked for
+    assert third.wait(60)  # prepared before the consumer asks
     taken.close()
     assert threading.active_count() == before and len(made) < 10

@@ -1,5 +1,6 @@
-"""What README.md says is so: its commands, its settings, its pictures, its example."""
+"""README.md and docs/ match the program: commands, settings, links, pictures, the export example, the length."""
 
+import glob
 import os
 import re
 import subprocess
@@ -11,40 +12,75 @@ import tensorflow.compat.v1 as tf
 from helpers import TINY
 from PIL import Image
 
+import benchmark
 import Densenet
+from support import settings
 
 ROOT = os.path.dirname(os.path.abspath(Densenet.__file__))
-with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-    README = file.read()
+PAGES = {os.path.relpath(path, ROOT): open(path, encoding="utf-8").read()
+         for path in [os.path.join(ROOT, "README.md")] + sorted(glob.glob(os.path.join(ROOT, "docs", "*.md")))}
+README = PAGES["README.md"]
 
 
-def test_its_commands_are_understood():
-    commands = re.findall(r"^    python Densenet\.py(.*?)(?:\s+#.*)?$", README, re.MULTILINE)
-    commands += re.findall(r"`python Densenet\.py([^`]*)`", README)
-    assert len(commands) > 12
-    for command in commands:
-        arguments = [argument for argument in command.split() if argument not in ("--help", "…")]
+def commands_in(page, program):
+    """Returns the arguments of each command on the page that runs the program."""
+    found = re.findall(r"^    (?:\w+=\S+ )*python %s(.*?)(?:\s+#.*)?$" % re.escape(program), PAGES[page], re.MULTILINE)
+    found += re.findall(r"`python %s([^`]*)`" % re.escape(program), PAGES[page])
+    return [[argument for argument in command.split() if argument not in ("--help", "…")] for command in found]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_commands_in_the_docs_parse(page):
+    for arguments in commands_in(page, "Densenet.py"):
         Densenet.choose(arguments)
+    for arguments in commands_in(page, "benchmark.py"):
+        settings.given_in(arguments, {}, settings.declared(benchmark))
 
 
-def test_its_table_has_all_hyperparameters():
-    table = README[README.index("| group | hyperparameters |"):].split("\n\n")[0]
-    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(declared(Densenet))
+def test_commands_and_pages_are_found():
+    assert len(commands_in("README.md", "Densenet.py")) > 12
+    assert set(PAGES) >= {"README.md"} | {"docs/%s.md" % name for name in (
+        "results", "performance", "distributed", "fault-tolerance", "tuning", "paper")}
 
 
-def test_its_pictures_are_there():
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
-    assert len(pictures) >= 5
-    for picture in pictures:
-        assert os.path.getsize(os.path.join(ROOT, picture)) > 1000, picture
+def test_the_readme_is_short():
+    assert README.count("\n") <= 170 and len(README.encode()) <= 9000
+
+
+def test_the_usage_table_lists_all_hyperparameters():
+    text = PAGES["docs/usage.md"]
+    table = text[text.index("| group | hyperparameters |"):].split("\n\n")[0]
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(settings.declared(Densenet))
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_links_and_pictures_exist(page):
+    folder = os.path.dirname(os.path.join(ROOT, page))
+    for link in re.findall(r"\]\(([^)#]+)\)", PAGES[page]):
+        if not link.startswith("http"):
+            assert os.path.getsize(os.path.join(folder, link)) > 500, link
+
+
+def test_the_setting_line_in_the_readme_matches_the_program():
+    (line,) = re.findall(r"^    (growth_k: .*)$", README, re.MULTILINE)
+    with open(Densenet.__file__, encoding="utf-8") as file:
+        assert line in file.read().splitlines()
+
+
+def test_the_index_of_support_names_every_module():
+    with open(os.path.join(ROOT, "support", "__init__.py"), encoding="utf-8") as file:
+        index = re.findall(r"^    (\w+)  +\w", file.read().split('"""')[1], re.MULTILINE)
+    modules = [os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, "support", "*.py"))]
+    assert sorted(index + ["__init__"]) == sorted(modules)
 
 
 @pytest.mark.skipif(tf.VERSION.startswith("1."), reason="the example is for TensorFlow 2; its loader is not in 1.15")
-def test_its_example_of_an_exported_network(tiny_mnist, folder):
+def test_the_export_example_in_the_readme_runs(tiny_mnist, folder):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     Densenet.train(data_dir=tiny_mnist, run_name="mnist", **TINY)
     saved_model, _ = Densenet.export(run_name="mnist")
-    os.rename(saved_model, "model/mnist/export-11000")
+    (path,) = re.findall(r"model/mnist/export-\d+", example)
+    os.rename(saved_model, path)
     pixels = np.random.RandomState(0).randint(0, 256, [28, 28]).astype(np.uint8)
     Image.fromarray(pixels).save("seven.png")
     (answer,) = Densenet.predict(run_name="mnist", images="seven.png")

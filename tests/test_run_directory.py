@@ -1,4 +1,4 @@
-"""The run directory: its lock, its settings, its files."""
+"""The run directory: lock, settings and files."""
 
 import os
 
@@ -17,31 +17,31 @@ def test_settings_are_kept_and_compared(tmp_path):
     with pytest.raises(UserError, match=r"\(blocks was 4,4, now 4,5; seed was 1, now 2\)"):
         with RunDirectory(path, {"blocks": (4, 5), "seed": 2}):
             pass
-    with RunDirectory(path, {"blocks": (4, 4), "seed": 1}):  # the refused one let go of the lock
+    with RunDirectory(path, {"blocks": (4, 4), "seed": 1}):  # the refused run released the lock
         pass
 
 
-def test_a_run_that_came_to_nothing_does_not_keep_its_name(tmp_path):
+def test_a_run_without_checkpoints_does_not_reserve_its_name(tmp_path):
     with RunDirectory(str(tmp_path), {"seed": 1}):
         pass
     with RunDirectory(str(tmp_path), {"seed": 2}) as directory:
         assert directory.read_json("settings.json") == {"seed": 2}
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
+def test_the_error_names_a_file_that_cannot_be_written(tmp_path):
     with RunDirectory(str(tmp_path), {}) as directory:
         with pytest.raises(UserError, match="cannot write .*gone"):
             directory.write_json("gone/result.json", {})
 
 
-def test_what_is_no_object_is_not_taken_for_one(tmp_path):
+def test_invalid_json_files_are_ignored(tmp_path):
     with RunDirectory(str(tmp_path), {}) as directory:
         for content in ("[]", "{", ""):
             (tmp_path / "result.json").write_text(content)
             assert directory.read_json("result.json") is None
 
 
-def test_one_holder_at_a_time(tmp_path):
+def test_only_one_process_holds_the_lock(tmp_path):
     with RunDirectory(str(tmp_path), {}):
         with pytest.raises(UserError, match="process %d" % os.getpid()):
             with RunDirectory(str(tmp_path), {}):
@@ -50,7 +50,7 @@ def test_one_holder_at_a_time(tmp_path):
         pass
 
 
-def test_checkpoints_without_settings_are_not_guessed_at(tmp_path):
+def test_checkpoints_without_settings_are_refused(tmp_path):
     (tmp_path / "dense.ckpt-7.index").write_text("")
     with pytest.raises(UserError, match="no readable settings.json"):
         with RunDirectory(str(tmp_path), {}):
@@ -58,7 +58,7 @@ def test_checkpoints_without_settings_are_not_guessed_at(tmp_path):
     assert not (tmp_path / "settings.json").exists()
 
 
-def test_checkpoints_are_found_by_their_files_newest_first(tmp_path):
+def test_checkpoints_are_found_by_file_name_newest_first(tmp_path):
     with RunDirectory(str(tmp_path / "[run]"), {}) as directory:
         for name in ("dense.ckpt-900.index", "dense.ckpt-1000.index", "dense.ckpt-x.index", "other-3.index"):
             open(os.path.join(directory.path, name), "w").close()
@@ -76,7 +76,7 @@ def test_results_are_kept(tmp_path):
         assert directory.read_json("result.json") is None
 
 
-def test_json_goes_through_links(tmp_path):
+def test_json_is_written_through_links_and_pipes(tmp_path):
     file, link = tmp_path / "file", tmp_path / "link"
     link.symlink_to(file)
     for number in (1, 2):

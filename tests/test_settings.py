@@ -1,4 +1,4 @@
-"""Settings: types, ranges, overrides, and the sentences for what is wrong."""
+"""Settings: types, ranges, overrides and error messages."""
 
 import importlib.util
 import os
@@ -38,7 +38,7 @@ def test_defaults(module):
 
 
 @pytest.mark.parametrize("dataset, count", [("mnist", 3), ("cifar10", 4), ("cifar100", 5), ("cifar100_coarse", 5)])
-def test_a_value_by_data_set(module, dataset, count):
+def test_a_value_can_depend_on_the_data_set(module, dataset, count):
     assert settings.constants_of(module, dataset)["count"] == count
 
 
@@ -75,7 +75,7 @@ def test_an_edited_constant_is_checked_too(module, value):
         settings.constants_of(module)
 
 
-def test_home_and_numpy(module):
+def test_home_folders_and_numpy_integers_are_accepted(module):
     values = given(module, ["folder=~/data"], count=np.int64(7))
     assert values["folder"] == os.path.join(os.path.expanduser("~"), "data") and values["count"] == 7
 
@@ -95,7 +95,7 @@ def test_help_has_names_values_meanings_and_ranges(module):
     assert "not_a_setting" not in text
 
 
-def test_values_are_shown_as_they_are_written(module):
+def test_values_are_shown_as_written_on_the_command_line(module):
     for argument in ("rate=0.1", "layers=4,4,32", "count=3", "kind=momentum", "rate=1e-08", "share=0.25", "share=7"):
         name, _, text = argument.partition("=")
         assert settings.shown(given(module, [argument])[name]) == text

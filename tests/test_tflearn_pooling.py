@@ -1,4 +1,4 @@
-"""Global average pooling by tflearn, and without it."""
+"""Global average pooling with and without tflearn."""
 
 import sys
 
@@ -9,7 +9,7 @@ import ops
 from support import tflearn_pooling
 
 
-def test_global_average_pooling_by_tflearn_equals_tf_and_leaves_no_trace():
+def test_global_average_pooling_with_tflearn_matches_tf_and_adds_no_variables():
     with tf.Graph().as_default() as graph, tf.Session() as sess:
         x = tf.constant(np.random.RandomState(0).randn(3, 5, 7, 11).astype(np.float32))
         by_tflearn, by_tf = ops.Global_Average_Pooling(x), tf.reduce_mean(x, [1, 2])

@@ -1,4 +1,4 @@
-"""Runs of the program on tiny data, from the first step to the files that they leave."""
+"""Training runs on tiny data, from the first step to the files that they write."""
 
 import glob
 import json
@@ -19,7 +19,7 @@ from support import UserError
 from support.training_run import TrainingRun
 
 
-def test_a_run_writes_what_it_promises(tiny_mnist, folder, capsys, monkeypatch):
+def test_a_run_writes_all_documented_files(tiny_mnist, folder, capsys, monkeypatch):
     losses = []
     take_in = TrainingRun.step_done
 
@@ -35,18 +35,18 @@ def test_a_run_writes_what_it_promises(tiny_mnist, folder, capsys, monkeypatch):
             "images_per_second", "tensorflow", "hyperparameters", "checkpoint"} == set(result)
     assert (result["dataset"], result["epochs"], result["steps"]) == ("mnist", 10, 60)
     assert result["checkpoint"] == "dense.ckpt-60" and result["hyperparameters"]["growth_k"] == 4
-    assert result["test_accuracy"] > 0.5  # it learns: chance is 0.1
+    assert result["test_accuracy"] > 0.5  # chance level is 0.1
 
     weights = weights_of("model/tiny", 60)
     assert {"dense_0/bottleN_0/conv1/kernel", "dense_0/bottleN_0/conv1/kernel/Adam", "global_step"} < set(weights)
     assert not [name for name in weights if "is_training" in name]
     steps = [value for name, value in weights.items() if name.endswith("local_step")]
-    assert set(np.float32(steps).tolist()) == {60.0}  # batch normalization advanced once a step
+    assert set(np.float32(steps).tolist()) == {60.0}  # the moving statistics advanced once per step
 
     validation, train, test = (curves("logs/tiny/%s/*" % split) for split in ("validation", "train", "test"))
     assert sorted(validation["accuracy"]) == list(range(6, 61, 6))
     assert sorted(train["accuracy"]) == [50] and {"loss", "learning_rate", "images_per_second"} < set(train)
-    assert train["loss"] == {50: pytest.approx(np.mean(losses[:50]))}  # the mean of all steps up to it, over epochs
+    assert train["loss"] == {50: pytest.approx(np.mean(losses[:50]))}  # the mean over steps 1 to 50, across epochs
     assert test["accuracy"] == {60: pytest.approx(result["test_accuracy"])}
     best = max(validation["accuracy"], key=lambda step: (validation["accuracy"][step], step))
     assert sorted(os.listdir("model/tiny/best")) == [
@@ -60,7 +60,7 @@ def test_a_run_writes_what_it_promises(tiny_mnist, folder, capsys, monkeypatch):
     assert sum(line.startswith("epoch ") for line in lines) == 10 and lines[-1].startswith("test accuracy ")
 
 
-def test_twice_in_one_process_a_finished_run_and_one_that_goes_on(tiny_mnist, folder, capsys):
+def test_runs_can_be_repeated_finished_and_extended_in_one_process(tiny_mnist, folder, capsys):
     options = dict(TINY, data_dir=tiny_mnist)
     first = Densenet.train(**options)
     again = Densenet.train(run_name="other", **options)
@@ -86,7 +86,7 @@ def test_without_a_validation_split(tiny_mnist, folder):
 
 
 def test_cifar10_end_to_end(tmp_path, folder, monkeypatch):
-    """Trains, resumes, and keeps the training set's statistics with the weights."""
+    """The checkpoint also contains the mean and deviation of the training set."""
     layout = test_cifar10.SMALL["CIFAR10"]
     monkeypatch.setattr(cifar10, "CIFAR10", layout)
     test_cifar10.write_folder(tmp_path, layout)
@@ -117,7 +117,7 @@ def test_another_run_in_the_directory_is_refused(tiny_mnist, folder):
     assert_equal_weights(before, weights_of("model/mine", 6))
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tiny_mnist, folder, monkeypatch):
+def test_a_nan_loss_stops_the_run(tiny_mnist, folder, monkeypatch):
     monkeypatch.setattr(Densenet, "learning_rate", lambda step, *_: 1e-3 if step < 8 else math.inf)
     with pytest.raises(UserError, match=r"the loss is nan at step 10, epoch 2, learning rate inf"):
         Densenet.train(data_dir=tiny_mnist, run_name="mine", **TINY)
@@ -125,7 +125,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_mnist, folder, monkeypatch)
     assert all(np.isfinite(value).all() for value in weights_of("model/mine", 6).values())
 
 
-def test_a_checkpoint_that_cannot_be_saved_is_one_sentence(tiny_mnist, folder, monkeypatch):
+def test_a_checkpoint_that_cannot_be_saved_is_reported(tiny_mnist, folder, monkeypatch):
     def full(*_, **__):
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
 
@@ -155,10 +155,31 @@ def test_a_signal_saves_and_a_second_process_is_refused(tiny_mnist, folder, numb
     assert weights_of("model/mine", step)["global_step"] == step
 
 
-def test_nobody_reads_the_output(tiny_mnist, folder):
+def test_a_run_finishes_if_nobody_reads_its_output(tiny_mnist, folder):
     process = program(arguments_for(tiny_mnist, "unread"))
     assert process.stdout.readline().startswith("DenseNet on mnist")
     process.stdout.close()
     error = process.stderr.read()
     assert process.wait() == 0 and "Error" not in error, error
     assert read("model/unread/result.json")["steps"] == 12
+
+
+@pytest.mark.campaign
+def test_an_automatic_precision_is_resolved_once_and_kept(tiny_mnist, folder, monkeypatch):
+    """A run that began where bfloat16 is fast goes on in bfloat16 where it is not."""
+    options = dict(TINY, data_dir=tiny_mnist, run_name="mine", precision="auto")
+    monkeypatch.setattr("support.training_run.fast_precision", lambda: "bfloat16")
+    Densenet.train(**dict(options, total_epochs=1))
+    monkeypatch.setattr("support.training_run.fast_precision", lambda: "float32")
+    result = Densenet.train(**options)
+    assert result["steps"] == 12 and result["hyperparameters"]["precision"] == "bfloat16"
+    assert read("model/mine/settings.json")["precision"] == "bfloat16"
+    assert Densenet.evaluate(**options)["images"] == 45
+    with pytest.raises(UserError, match="precision was bfloat16, now float32"):
+        Densenet.train(**dict(options, precision="float32"))
+
+
+def test_the_header_shows_values_that_are_not_those_of_the_constants(tiny_mnist, folder, capsys):
+    Densenet.train(arguments_for(tiny_mnist, "mine", optimizer="momentum", total_epochs=1))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("settings ")]
+    assert "growth_k=4," in line and "schedule=steps (optimizer=momentum)" in line and "compression" not in line

@@ -1,6 +1,6 @@
-"""Several devices in one process, and several processes on this machine.
+"""Training with several devices in one process, and with several processes on one machine.
 
-    python -m pytest -q tests/test_workers.py --long -s   each fault ten times
+    python -m pytest -q tests/test_workers.py --long -s   repeats each fault ten times
 """
 
 import glob
@@ -33,18 +33,18 @@ from support.augmentation import training_batches
 from support.workers import Cluster
 
 STEPS = 20
-EPOCHS = 20  # of 6 steps, in the runs that are broken off
-TIMEOUT = 10  # seconds of silence; a busy machine may make a worker late
+EPOCHS = 20  # of 6 steps each, in the runs that are interrupted
+TIMEOUT = 10  # seconds without a heartbeat; a busy machine can delay a worker
 
 
 @pytest.fixture
 def times(request):
-    """How often each fault is caused."""
+    """How many times each fault is injected."""
     return 10 if request.config.getoption("--long") else 1
 
 
 def trained(data_dir, devices, **changes):
-    """All variables after some steps, {name: value}."""
+    """Returns all variables after STEPS training steps, {name: value}."""
     config = tiny_config(data_dir, batch_size=32, epsilon=1e-3, devices=devices, **changes)
     data, _ = Densenet.prepare_data(config)
     cluster = Cluster(config.batch_size, devices, config.sync_batch_norm,
@@ -52,7 +52,7 @@ def trained(data_dir, devices, **changes):
     with tf.Graph().as_default() as graph, tf.device(cluster.place):
         net = Densenet.build_graph(data, config, cluster)
         session_config = cluster.session_config()
-        # As with workers: the graph's roundings depend on it, and with dropout they grow.
+        # As with several workers: this option affects rounding, and dropout amplifies the differences.
         session_config.graph_options.place_pruned_graph = False
         cluster.start(session_config)
         with tf.Session(cluster.target, config=session_config, graph=graph) as sess:
@@ -77,20 +77,20 @@ def assert_near(first, second):
 
 @pytest.fixture(scope="module")
 def trained_alone(tiny_mnist):
-    """By one device, for a plain network and one with bottlenecks."""
+    """All variables after training on one device, {bottleneck: {name: value}}."""
     return {bottleneck: trained(tiny_mnist, 1, bottleneck=bottleneck) for bottleneck in (False, True)}
 
 
 @pytest.mark.parametrize("devices,bottleneck", [
     (2, True), (4, False), pytest.param(2, False, marks=pytest.mark.long),
     pytest.param(4, True, marks=pytest.mark.long)])
-def test_synchronized_devices_train_as_one(tiny_mnist, trained_alone, bottleneck, devices):
+def test_synchronized_devices_match_one_device(tiny_mnist, trained_alone, bottleneck, devices):
     shared = trained(tiny_mnist, devices, bottleneck=bottleneck, sync_batch_norm=True)
     assert_near(shared, trained_alone[bottleneck])
 
 
 def test_without_synchronization_the_moving_statistics_are_the_mean_over_devices(tiny_mnist):
-    """After one batch: biased/0.1 is the batch's mean, which is the mean of the halves' means whatever they are."""
+    """After one batch, the debiased moving mean is the batch mean, which equals the mean of the halves' means."""
     found = {}
     for devices in (1, 2):
         with before_the_first_step(tiny_mnist, batch_size=32, bottleneck=True, devices=devices) as (
@@ -102,7 +102,7 @@ def test_without_synchronization_the_moving_statistics_are_the_mean_over_devices
                                        named[first + "mean/local_step"]])
     np.testing.assert_allclose(found[2][0], found[1][0], rtol=1e-4, atol=1e-6)
     assert found[2][2] == found[1][2] == 1
-    assert (found[2][1] < found[1][1]).all()  # the variance between the halves' means is missing
+    assert (found[2][1] < found[1][1]).all()  # excludes the variance between the halves' means
 
 
 def test_dropout_masks_differ_by_device_and_repeat(tiny_mnist):
@@ -120,7 +120,7 @@ def test_dropout_masks_differ_by_device_and_repeat(tiny_mnist):
     np.testing.assert_array_equal(second, again[1])
 
 
-def test_shares_are_what_the_whole_batch_has(tiny_mnist):
+def test_the_shares_of_all_workers_make_up_the_batch(tiny_mnist):
     config = tiny_config(tiny_mnist, batch_size=48, rotation=10.0, shift=2, flip=True)
     data, _ = Densenet.prepare_data(config)
     whole = list(training_batches(data, config, 1, 2))
@@ -135,8 +135,8 @@ def test_a_batch_that_cannot_be_divided_is_refused(tiny_mnist, folder):
         Densenet.train(arguments_for(tiny_mnist, "mine", devices=4))
 
 
-def test_all_gpus_that_can_divide_the_batch_are_taken(tiny_mnist, folder, monkeypatch):
-    """Without any of them here, soft placement keeps the graph for them running."""
+def test_the_most_gpus_that_divide_the_batch_are_used(tiny_mnist, folder, monkeypatch):
+    """The GPUs are simulated; soft placement runs their part of the graph on the CPU."""
     monkeypatch.setattr(tf.config.experimental, "list_physical_devices", lambda kind: [kind] * 8)
     cluster = Cluster(100)
     assert [replica.device for replica in cluster.replicas] == ["/gpu:%d" % index for index in range(5)]
@@ -145,8 +145,8 @@ def test_all_gpus_that_can_divide_the_batch_are_taken(tiny_mnist, folder, monkey
 
 
 @pytest.mark.parametrize("cores, threads", [(1, 1), (2, 1), (8, 0)])
-def test_a_cpu_takes_a_batch_in_two_parts(monkeypatch, cores, threads):
-    """Whatever its cores; operations get one thread each (0: TensorFlow's choice) where the parts keep all busy."""
+def test_a_cpu_splits_each_batch_into_two_parts(monkeypatch, cores, threads):
+    """For any number of cores. With at most two cores, each op runs on one thread; 0: TensorFlow's default."""
     monkeypatch.setattr("support.workers.cores", lambda: cores)
     assert Cluster(100).devices == 2 and Cluster(97).devices == 1
     config = Cluster(100).session_config()
@@ -154,7 +154,7 @@ def test_a_cpu_takes_a_batch_in_two_parts(monkeypatch, cores, threads):
     assert Cluster(100, tf_config=environments(2)[0]["TF_CONFIG"]).devices == 1
 
 
-def test_a_run_goes_on_with_another_number_of_devices(tiny_mnist, folder, capsys):
+def test_a_run_resumes_with_another_number_of_devices(tiny_mnist, folder, capsys):
     Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=1, devices=1))
     Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=2, devices=2))
     output = capsys.readouterr().out
@@ -171,7 +171,7 @@ def test_a_run_goes_on_with_another_number_of_devices(tiny_mnist, folder, capsys
     '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
     '{"cluster": {"worker": ["a", "b"]}, "task": {"type": "worker", "index": 0}}',
 ])
-def test_a_bad_tf_config_is_one_sentence(tiny_mnist, monkeypatch, text):
+def test_a_bad_tf_config_is_refused(tiny_mnist, monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError, match="TF_CONFIG is not understood"):
         Densenet.train(arguments_for(tiny_mnist, "mine"))
@@ -180,7 +180,7 @@ def test_a_bad_tf_config_is_one_sentence(tiny_mnist, monkeypatch, text):
 # ---- Several processes ----
 
 def environments(count):
-    """The environments of so many workers on this machine."""
+    """Returns the environment variables of `count` workers on this machine."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
@@ -197,23 +197,24 @@ def saved(name):
 
 
 def pair(command):
-    """Two workers of a run, started."""
+    """Starts two workers of a run."""
     return [program(command, env=environment) for environment in environments(2)]
 
 
 def ended(process):
-    """(exit status, standard output, what it said of itself on standard error)."""
+    """Waits for the process; returns its exit status, standard output and own messages on standard error."""
     output, error = process.communicate(timeout=300)
     return process.returncode, output, "\n".join(
         line for line in error.splitlines() if line.startswith(("Densenet.py", "Traceback")))
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("devices,dropout_rate", [
     (1, 0.3), pytest.param(1, 0.0, marks=pytest.mark.long), pytest.param(2, 0.0, marks=pytest.mark.long)])
-def test_two_workers_train_as_one_process(tiny_mnist, trained_alone, folder, devices, dropout_rate):
-    """With dropout, as one process with two devices: the masks are those of the device among all."""
+def test_two_workers_match_one_process(tiny_mnist, trained_alone, folder, devices, dropout_rate):
+    """With dropout, the reference is one process with two devices, because the masks differ by device."""
     settings = dict(dropout_rate=dropout_rate, bottleneck=True, sync_batch_norm=True)
-    # One thread for each operation in all of them: with dropout, another rounding grows beyond 1e-5.
+    # One thread per op in every process: with dropout, rounding differences grow beyond 1e-5.
     script = "import sys, numpy, support.workers, test_workers as t; support.workers.cores = lambda: 1; " \
              "numpy.savez(sys.argv[2], **{name.replace('/', '|'): value for " \
              "name, value in t.trained(sys.argv[1], int(sys.argv[3]), **%r).items()})" % settings
@@ -236,6 +237,7 @@ def test_two_workers_train_as_one_process(tiny_mnist, trained_alone, folder, dev
     assert_near(first, expected)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("number,lost", [
     (signal.SIGKILL, 0), (signal.SIGSTOP, 1), pytest.param(signal.SIGKILL, 1, marks=pytest.mark.long),
     pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.long)])
@@ -256,7 +258,7 @@ def test_a_lost_worker_ends_the_others_and_all_resume_exactly(tiny_mnist, folder
         assert "was lost" in error and "start all workers again" in error, error
         print("%s of worker %d: the other one ended after %.1f s" % (number.name, lost, seconds))
     if number == signal.SIGSTOP and times == 1:
-        return  # one is enough for every day
+        return  # the short form resumes after SIGKILL only
     for run in (name, "unbroken"):
         statuses, outputs, errors = zip(*map(ended, pair(arguments_for(tiny_mnist, run, total_epochs=EPOCHS))))
         assert statuses == (0, 0), errors
@@ -265,7 +267,7 @@ def test_a_lost_worker_ends_the_others_and_all_resume_exactly(tiny_mnist, folder
 
 
 @pytest.mark.long
-def test_one_of_three_is_lost(tiny_mnist, folder):
+def test_a_lost_worker_of_three_ends_the_other_two(tiny_mnist, folder):
     processes = [program(arguments_for(tiny_mnist, "mine", batch_size=48, total_epochs=1000, checkpoint_minutes=0.001,
                                        worker_timeout=TIMEOUT), env=environment) for environment in environments(3)]
     wait_for(saved("mine"), processes[0])
@@ -284,8 +286,9 @@ def test_one_of_three_is_lost(tiny_mnist, folder):
     print("SIGSTOP of worker 2 of 3: the others ended after %.1f s" % seconds)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("missing", [pytest.param(0, marks=pytest.mark.long), 1])
-def test_a_worker_that_never_comes_is_named(tiny_mnist, folder, times, missing):
+def test_a_worker_that_never_connects_is_named(tiny_mnist, folder, times, missing):
     for _ in range(times):
         environment = environments(2)[1 - missing]
         status, output, error = ended(program(arguments_for(tiny_mnist, "mine", worker_timeout=1), env=environment))
@@ -295,7 +298,7 @@ def test_a_worker_that_never_comes_is_named(tiny_mnist, folder, times, missing):
 
 @pytest.mark.long
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_late_worker_is_waited_for(tiny_mnist, folder, times, first):
+def test_workers_wait_for_a_late_worker(tiny_mnist, folder, times, first):
     for time_of in range(times):
         command = arguments_for(tiny_mnist, "mine%d" % time_of)
         environment = environments(2)
@@ -306,7 +309,7 @@ def test_a_late_worker_is_waited_for(tiny_mnist, folder, times, first):
         assert read("model/mine%d/result.json" % time_of)["steps"] == 12
 
 
-def test_a_signal_to_one_worker_stops_all_and_one_goes_on_alone(tiny_mnist, folder, capsys):
+def test_a_signal_to_one_worker_stops_all_and_one_resumes_alone(tiny_mnist, folder, capsys):
     processes = pair(arguments_for(tiny_mnist, "mine", total_epochs=1000))
     wait_for(saved("mine"), processes[0])
     processes[1].send_signal(signal.SIGINT)
@@ -315,16 +318,34 @@ def test_a_signal_to_one_worker_stops_all_and_one_goes_on_alone(tiny_mnist, fold
         assert status == expected and "stopped and saved at step" in error and "Traceback" not in error, error
         step = int(error.partition("stopped and saved at step ")[2].split()[0])
         assert weights_of("model/mine", step)["global_step"] == step
-    Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=step // 6 + 1, devices=1))  # alone
+    Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=step // 6 + 1, devices=1))  # in one process
     output = capsys.readouterr().out
     assert "resuming after step %d" % step in output
     assert "2 devices shared each batch until then, 1 from now on" in output
 
 
-def test_workers_with_different_settings_end(tiny_mnist, folder):
+@pytest.mark.campaign
+def test_workers_with_different_settings_fail(tiny_mnist, folder):
     processes = [program(arguments_for(tiny_mnist, "mine", seed=seed), env=environment)
                  for seed, environment in enumerate(environments(2))]
     for process in processes:
         status, _, error = ended(process)
         assert status == 1 and "Traceback" not in error
         assert "the workers have different hyperparameters or data" in error or "was lost" in error, error
+
+
+@pytest.mark.campaign
+def test_workers_on_unlike_processors_use_the_precision_of_the_chief(tiny_mnist, folder):
+    """With precision=auto, worker 0 would choose bfloat16 and worker 1 float32."""
+    script = ("import sys, Densenet, support.training_run as run; from support import command_line; "
+              "run.fast_precision = lambda: sys.argv[1]; sys.exit(command_line.main(Densenet, sys.argv[2:]))")
+    command = arguments_for(tiny_mnist, "mine", precision="auto", total_epochs=1)
+    processes = []
+    for environment, precision in zip(environments(2), ("bfloat16", "float32")):
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        processes.append(subprocess.Popen([sys.executable, "-W", "ignore", "-c", script, precision] + command,
+                                          env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                          universal_newlines=True))
+    statuses, _, errors = zip(*map(ended, processes))
+    assert statuses == (0, 0), errors
+    assert read("model/mine/settings.json")["precision"] == "bfloat16"
