@@ -89,7 +89,7 @@ compression: number(0.01, 1.0) = 0.5  # share of its channels that a transition 
 transition_channels: integer(0, 65536) = 0  # channels of every transition; 0: by compression
 transition_pooling: one_of(("average", "max")) = by_dataset("average", cifar="max")  # the paper's: average
 stem: one_of(tuple(STEMS)) = by_dataset("3x3+pool", folder="7x7s2+pool")  # convolution before the first block
-stem_channels: integer(0, 4096) = by_dataset(0, cifar=64)  # output channels of the stem; 0: 2k
+stem_channels: integer(0, 4096) = by_dataset(16, cifar=64, folder=0)  # output channels of the stem; 0: 2k
 dropout_rate: number(0.0, 0.95) = 0.0  # share of activations zeroed after each convolution but the first
 
 # Training

@@ -123,11 +123,11 @@ def network():
     drawing = Drawing(860, 230)
     drawing.text(430, 24, "The network that python Densenet.py trains on MNIST (bottleneck layers, k = 12, θ = 0.5)",
                  15, bold=True)
-    stages = [("image", "28×28×1", "input", 60), ("3×3 conv\n2k", "28×28×24", "conv", 66),
-              ("3×3 max\nstride 2", "13×13×24", "pool", 66),
-              ("dense block\n4 layers", "13×13×72", "concat", 92), ("transition", "6×6×36", "pool", 78),
-              ("dense block\n4 layers", "6×6×84", "concat", 92), ("transition", "3×3×42", "pool", 78),
-              ("dense block\n4 layers", "3×3×90", "concat", 92), ("BN, ReLU\nmean", "90", "norm", 66),
+    stages = [("image", "28×28×1", "input", 60), ("3×3 conv\n16", "28×28×16", "conv", 66),
+              ("3×3 max\nstride 2", "13×13×16", "pool", 66),
+              ("dense block\n4 layers", "13×13×64", "concat", 92), ("transition", "6×6×32", "pool", 78),
+              ("dense block\n4 layers", "6×6×80", "concat", 92), ("transition", "3×3×40", "pool", 78),
+              ("dense block\n4 layers", "3×3×88", "concat", 92), ("BN, ReLU\nmean", "88", "norm", 66),
               ("linear", "10", "out", 52)]
     left = 14
     for number, (text, shape, kind, width) in enumerate(stages):

@@ -33,7 +33,7 @@ NETWORKS = {
     "densenet_full": dict(_BC, blocks=(6, 12, 48, 32), growth_k=24, stem="7x7s2+pool"),
     "densenet_full_cifar": dict(_BC, blocks=(6, 12, 48, 32), growth_k=24, stem="7x7s2"),
     # The default on MNIST, and plain networks (no bottleneck layers) that train faster on a CPU
-    "densenet_bc_28_12": dict(_BC, blocks=(4, 4, 4), growth_k=12, stem="3x3+pool"),
+    "densenet_bc_28_12": dict(_BC, blocks=(4, 4, 4), growth_k=12, stem="3x3+pool", stem_channels=16),
     "densenet_mnist": dict(_BC, blocks=(2, 4, 4), growth_k=16, bottleneck=False, stem="3x3+pool"),
     "densenet_cifar": dict(_BC, blocks=(1, 2, 2), growth_k=160, bottleneck=False, stem="3x3+pool", stem_channels=64,
                            transition_pooling="max"),
