@@ -21,6 +21,7 @@ import types
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
+import support.environment  # noqa: F401, sets what TensorFlow reads when it is imported
 
 import numpy as np
 import tensorflow.compat.v1 as tf

@@ -2,6 +2,8 @@
 
 import glob
 import os
+import subprocess
+import sys
 
 import pytest
 from helpers import main, offline
@@ -65,3 +67,17 @@ def test_the_help_names_every_hyperparameter(capsys):
     for name in declared(Densenet):
         assert "  %s=" % name in output
     assert "  batch_size=50\n" in output and "  growth_k=7\n" in output
+
+
+def test_the_environment_is_set_before_tensorflow_is_imported():
+    """oneDNN's kernels are on by default only on some processors."""
+    names = ("TF_ENABLE_ONEDNN_OPTS", "TF_CPP_MIN_LOG_LEVEL")
+    script = ("import os, sys; import support.environment; assert 'tensorflow' not in sys.modules; "
+              "import Densenet; print([os.environ[name] for name in %r])" % (names,))
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    with open(Densenet.__file__, encoding="utf-8") as file:
+        source = file.read()
+    assert source.index("import support.environment") < source.index("import tensorflow")
+    output = subprocess.check_output([sys.executable, "-W", "ignore", "-c", script], stderr=subprocess.DEVNULL,
+                                     env=dict(environment, PYTHONPATH=os.path.dirname(Densenet.__file__)))
+    assert output.decode().split() == ["['1',", "'2']"]
