@@ -139,28 +139,39 @@ class DescribedDenseNet:
         return Linear(x)
 
 
-@pytest.mark.parametrize("blocks, side", [
-    pytest.param((6, 12, 48, 32), 64, marks=pytest.mark.campaign), ((4, 4, 4), 28)])
-def test_the_plain_implementation_matches_the_network(blocks, side):
-    """Compares inference after two updates of the moving statistics; `training` is a bool tensor, dropout is off."""
-    random = np.random.RandomState(0)
-    batches = random.randn(2, 4, side, side, 1).astype(np.float32)
-    found = []
-    for described in (True, False):
-        with tf.Graph().as_default(), tf.Session() as sess:
-            tf.set_random_seed(1)
-            images, training = tf.placeholder(tf.float32, [4, side, side, 1]), tf.placeholder(tf.bool, [])
-            if described:
-                logits = DescribedDenseNet(images, blocks, 4, training, dropout_rate=0.0).model
-            else:
-                logits = Densenet.DenseNet(images, blocks, 4, training, stem="7x7s2+pool").model
-            sess.run(tf.global_variables_initializer())
-            for batch in batches:
-                sess.run(logits, {images: batch, training: True})
-            found.append(sess.run([logits] + tf.global_variables(), {images: batches[0], training: False}))
-    assert len(found[0]) == len(found[1])
-    for by_hand, ours in zip(*found):
-        np.testing.assert_allclose(by_hand, ours, rtol=1e-3, atol=1e-4 * np.abs(ours).max())
+def trained_twice(build, side):
+    """Logits and variables of a network after two training steps; `build`: from images and a bool tensor to logits."""
+    batches = np.random.RandomState(0).randn(2, 4, side, side, 1).astype(np.float32)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        tf.set_random_seed(1)
+        images, training = tf.placeholder(tf.float32, [4, side, side, 1]), tf.placeholder(tf.bool, [])
+        logits, *others = build(images, training)
+        sess.run(tf.global_variables_initializer())
+        for batch in batches:
+            sess.run(logits, {images: batch, training: True})
+        return sess.run([logits] + others + tf.global_variables(), {images: batches[0], training: False})
+
+
+def test_the_plain_implementation_matches_the_network():
+    """The four-layer form, with `training` as a bool tensor, in both implementations."""
+    plain = trained_twice(lambda images, training: [DescribedDenseNet(images, (4, 4, 4), 4, training, 0.0).model], 28)
+    ours = trained_twice(lambda images, training: [Densenet.DenseNet(images, (4, 4, 4), 4, training,
+                                                                     stem="7x7s2+pool").model], 28)
+    assert len(plain) == len(ours)
+    for first, second in zip(plain, ours):
+        np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-4 * np.abs(second).max())
+
+
+@pytest.mark.campaign
+def test_the_plain_implementation_matches_the_full_network():
+    """Blocks of 6, 12, 48 and 32 layers: our inference, on the variables that the plain implementation trained."""
+    def both(images, training):
+        plain = DescribedDenseNet(images, (6, 12, 48, 32), 4, training, 0.0).model
+        with tf.variable_scope(tf.get_variable_scope(), reuse=True):
+            return plain, Densenet.DenseNet(images, (6, 12, 48, 32), 4, False, stem="7x7s2+pool").model
+
+    plain, ours, *_ = trained_twice(both, 64)
+    np.testing.assert_allclose(plain, ours, rtol=1e-3, atol=1e-4 * np.abs(ours).max())
 
 
 def test_dropout_masks_without_names_are_independent():

@@ -115,7 +115,7 @@ BAD = {
     "not found": (lambda handler, _: answer(handler, b"", 404), "HTTP status 404"),
     "always busy": (lambda handler, _: answer(handler, b"", 503), "no complete answer"),
     "wrong bytes": (lambda handler, _: answer(handler, CONTENT[::-1]), "sha256 differs"),
-    "login page": (lambda handler, _: answer(handler, b"<html>log in</html>"), "sends 19 bytes where"),
+    "login page": (lambda handler, _: answer(handler, b"<html>log in</html>"), "sends 19 bytes instead of"),
     "reset": (lambda handler, _: reset(handler), "no complete answer"),
     "redirect loop": (redirect, "no complete answer (TooManyRedirects)"),
     "short": (lambda handler, _: answer(handler, CONTENT[:-1], length=len(CONTENT)), "no complete answer"),

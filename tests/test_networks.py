@@ -18,8 +18,8 @@ def parameters(network, image_shape, class_num):
 @pytest.mark.parametrize("network,image_shape,class_num,expected", [
     ("densenet_40_12", (32, 32, 3), 10, 1019722),
     ("densenet_bc_100_12", (32, 32, 3), 10, 769162),
-    ("densenet_bc_250_24", (32, 32, 3), 10, 15324406),
-    ("densenet_bc_190_40", (32, 32, 3), 10, 25624430),
+    pytest.param("densenet_bc_250_24", (32, 32, 3), 10, 15324406, marks=pytest.mark.campaign),
+    pytest.param("densenet_bc_190_40", (32, 32, 3), 10, 25624430, marks=pytest.mark.campaign),
     ("densenet_121", (224, 224, 3), 1000, 7978856),
     ("densenet_169", (224, 224, 3), 1000, 14149480),
     ("densenet_201", (224, 224, 3), 1000, 20013928),

@@ -69,7 +69,7 @@ def test_the_setting_line_in_the_readme_matches_the_program():
 
 def test_the_index_of_support_names_every_module():
     with open(os.path.join(ROOT, "support", "__init__.py"), encoding="utf-8") as file:
-        index = re.findall(r"^    (\w+)  +\w", file.read().split('"""')[1], re.MULTILINE)
+        index = re.findall(r"^    (\w+)  +\S", file.read().split('"""')[1], re.MULTILINE)
     modules = [os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, "support", "*.py"))]
     assert sorted(index + ["__init__"]) == sorted(modules)
 
