@@ -1,7 +1,6 @@
 """DenseNet (Huang et al. 2017, arXiv 1608.06993) in TensorFlow 1.x style: a graph, a session, a loop.
 
-Trained on MNIST for RESULT minutes on two cores, it classifies RESULT% of the test images correctly. README.md shows
-all measured results; docs/paper.md says how the script differs from the paper.
+Trained on MNIST for 8 minutes on two cores, it classifies 99.5% of the test images correctly (results: README.md).
 
     python Densenet.py                      train on MNIST; the same command resumes a run that was stopped
     python Densenet.py growth_k=24 seed=3   the same with other hyperparameters, as a run of its own
@@ -70,9 +69,9 @@ dataset: one_of(tuple(DATASETS)) = "mnist"  # what to train on; folder: your own
 data_dir: path() = "data"  # searched for data: data_dir/<dataset>, then data_dir; downloads go to the first
 cache_dir: path() = "cache"  # decoded images of dataset=folder
 digits_stand_in: boolean() = True  # without MNIST, train on the small digits in scikit-learn instead of stopping
-validation_size: count_or_share(0, 1000000) = by_dataset(5000, digits=100, folder=0.1)  # images held out; or a share
+validation_size: count_or_share(0, 1000000) = by_dataset(5000, digits=100, folder=0.1)  # training images held out
 image_size: integer(8, 1024) = 64  # side in pixels to which images of dataset=folder are resized
-augmentation: boolean() = True  # augment training images at random, by the next five settings
+augmentation: boolean() = True  # augment training images at random, by the five settings from crop_area to cutout
 crop_area: number(0.01, 1.0) = 1.0  # least share of an image that a random crop shows; for dataset=folder
 shift: integer(0, 8) = by_dataset(2, cifar=3, folder=4)  # pixels along each axis
 rotation: number(0.0, 45.0) = by_dataset(10.0, cifar=0.0, folder=0.0)  # degrees in either direction
@@ -82,7 +81,7 @@ flip_average: boolean() = by_dataset(False, cifar=True, folder=True)  # test: av
 shift_average: integer(0, 8) = by_dataset(0, cifar=1)  # test: average logits over 4 diagonal shifts by these pixels
 
 # Network
-network: one_of(("custom",) + tuple(NETWORKS)) = "custom"  # custom: as the next lines say; names: support/networks.py
+network: one_of(("custom",) + tuple(NETWORKS)) = "custom"  # custom: as blocks to stem_channels say, below
 blocks: integers(1, 256, most=8) = by_dataset((4, 4, 4), cifar=(1, 2, 2), folder=(2, 4, 4))  # layers per dense block
 growth_k: integer(1, 512) = by_dataset(12, cifar=160, folder=32)  # growth rate k: feature maps that each layer adds
 bottleneck: boolean() = by_dataset(True, cifar=False, folder=False)  # a 1x1 convolution to 4k before each 3x3 one
@@ -103,7 +102,7 @@ weight_decay: number(0.0, 1.0) = by_dataset(0.0, cifar=0.1, folder=0.1)  # Adam:
 label_smoothing: number(0.0, 0.9) = by_dataset(0.0, cifar=0.1, folder=0.1)  # share of a label spread over all classes
 batch_size: integer(1, 65536) = by_dataset(100, digits=50, cifar=128, folder=32)  # images in a step, of all devices
 total_epochs: integer(1, 100000) = by_dataset(13, digits=30, cifar=46, folder=30)  # raise it to extend a finished run
-precision: one_of(PRECISIONS) = by_dataset("float32", cifar="auto", folder="auto")  # of activations; see PRECISIONS
+precision: one_of(PRECISIONS) = by_dataset("float32", cifar="auto", folder="auto")  # of activations; auto: by processor
 memory_efficient: boolean() = False  # recompute activations in the backward pass to save memory
 seed: integer(0, 2 ** 31 - 1) = 0  # of weights, order of images, augmentation and dropout
 
@@ -366,7 +365,9 @@ def prepare_data(config):
         if config.dataset != "mnist" or not config.digits_stand_in or {"dataset", "data_dir"} & set(config.given):
             raise
         say("%s. Training on scikit-learn's small digits instead (digits_stand_in=False to stop here)." % error)
-        return prepare_data(choose(**dict(config.given, dataset="digits")))
+        config = choose(**dict(config.given, dataset="digits"))
+        config.origins["dataset"] = "digits_stand_in"
+        return prepare_data(config)
 
 
 def train(arguments=(), **overrides):

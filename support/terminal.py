@@ -27,10 +27,10 @@ def show_header(config, data, parameters, cluster, devices, model_folder, log_fo
     say("network  blocks %s, growth rate %d, %s, %s parameters" % (
         shown(config.blocks), config.growth_k, "bottleneck layers" if config.bottleneck else "plain layers",
         format(parameters, ",")))
-    if config.origins:
-        say("settings %s" % ", ".join("%s=%s%s" % (
-            name, shown(getattr(config, name)), "" if origin == "given" else " (%s)" % origin)
-            for name, origin in config.origins.items()))
+    for source in sorted(set(config.origins.values()), key=lambda source: source != "given"):
+        values = ", ".join("%s=%s" % (name, shown(getattr(config, name)))
+                           for name, origin in config.origins.items() if origin == source)
+        say("settings %s (%s)" % (values, source))
     say("device   %s%s; TensorFlow %s" % (", ".join(devices) or "CPU, %d cores" % cores(), cluster.description(),
                                           tf.VERSION))
     count, left_over = divmod(len(data.train), config.batch_size)

@@ -181,5 +181,7 @@ def test_an_automatic_precision_is_resolved_once_and_kept(tiny_mnist, folder, mo
 
 def test_the_header_shows_values_that_are_not_those_of_the_constants(tiny_mnist, folder, capsys):
     Densenet.train(arguments_for(tiny_mnist, "mine", optimizer="momentum", total_epochs=1))
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("settings ")]
-    assert "growth_k=4," in line and "schedule=steps (optimizer=momentum)" in line and "compression" not in line
+    given, brought = [line for line in capsys.readouterr().out.splitlines() if line.startswith("settings ")]
+    assert "growth_k=4," in given and given.endswith(" (given)") and "schedule" not in given
+    assert "schedule=steps," in brought and brought.endswith(" (optimizer=momentum)")
+    assert "growth_k" not in brought and "compression" not in given + brought
