@@ -34,6 +34,7 @@ from support.augmentation import training_batches
 from support.batch_statistics import SharedStatistics, advance_moving_statistics
 from support.download import Unavailable
 from support.evaluation import evaluate_split, views_of
+from support.machine import PRECISIONS
 from support.networks import NETWORKS, STEMS, pools_first, transition_width
 from support.optimizers import optimizer_of
 from support.prefetch import prefetched
@@ -54,8 +55,6 @@ DATASETS = {
 }
 
 SCHEDULES = ("constant", "steps", "cosine", "exponential")  # learning_rate() has their formulas
-# auto: bfloat16 where the processor multiplies it itself, else float32. It is resolved once, when a run starts.
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 # ---- Hyperparameters: edit a value here, or give it for one run on the command line (growth_k=24) ----
 # by_dataset(a, cifar=b, folder=c): a for MNIST and every data set that is not named, b for CIFAR-10 and CIFAR-100, c
@@ -102,7 +101,8 @@ weight_decay: number(0.0, 1.0) = by_dataset(0.0, cifar=0.1, folder=0.1)  # Adam:
 label_smoothing: number(0.0, 0.9) = by_dataset(0.0, cifar=0.1, folder=0.1)  # share of a label spread over all classes
 batch_size: integer(1, 65536) = by_dataset(100, digits=50, cifar=128, folder=32)  # images in a step, of all devices
 total_epochs: integer(1, 100000) = by_dataset(13, digits=30, cifar=46, folder=30)  # raise it to extend a finished run
-precision: one_of(PRECISIONS) = by_dataset("float32", cifar="auto", folder="auto")  # of activations; auto: by processor
+# auto: bfloat16 where the processor multiplies it itself, else float32; a run keeps what it began with.
+precision: one_of(("auto",) + PRECISIONS) = by_dataset("float32", cifar="auto", folder="auto")  # auto: bfloat16 if fast
 memory_efficient: boolean() = False  # recompute activations in the backward pass to save memory
 seed: integer(0, 2 ** 31 - 1) = 0  # of weights, order of images, augmentation and dropout
 
@@ -382,7 +382,7 @@ def train(arguments=(), **overrides):
         support.interruption.Stopped: Ctrl-C or SIGTERM; the run is saved.
     """
     data, config = prepare_data(choose(arguments, **overrides))
-    with TrainingRun(sys.modules[__name__], config, data) as run:
+    with TrainingRun(config, data) as run:
         with tf.Graph().as_default(), tf.device(run.cluster.place):
             net = build_graph(data, config, run.cluster)
             with run.session(net) as sess:

@@ -23,6 +23,7 @@ import tensorflow.compat.v1 as tf
 
 from support import UserError, say, settings
 from support.data import DataSet, Split
+from support.machine import PRECISIONS
 from support.networks import BENCHMARKED, NETWORKS, multiply_adds, synthetic_task
 from support.run_directory import write_json
 from support.settings import boolean, integer, integers, one_of, path
@@ -33,7 +34,7 @@ NAMES = tuple(BENCHMARKED) + tuple(NETWORKS)
 # ---- Settings, here or on the command line ----
 network: one_of(("all",) + NAMES) = "all"  # all: a row for each of mnist, bc40, bc100, cifar
 blocks: integers(0, 256, most=8) = (0,)  # layers in each dense block; 0: the network's own
-precision: one_of(("float32", "bfloat16", "float16")) = "float32"  # of activations and products
+precision: one_of(PRECISIONS) = "float32"  # of activations and products
 memory_efficient: boolean() = False  # recompute activations in the backward pass to save memory
 devices: settings.declared(Densenet)["devices"] = 0  # replicas that share each batch; 0: as in Densenet.py
 batch_size: integer(0, 65536) = 0  # images in a step; 0: 100 for MNIST, 64 for 32x32 images, 16 for 224x224

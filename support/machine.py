@@ -4,6 +4,8 @@ import os
 
 import tensorflow.compat.v1 as tf
 
+PRECISIONS = ("float32", "bfloat16", "float16")  # of activations and products; variables are float32
+
 
 def cores():
     """Returns the number of processor cores that this process may use."""

@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 from tensorboard.plugins.hparams import summary as hparams_summary
 from tensorflow.python.client.timeline import Timeline
 
-from support import UserError
+from support import UserError, say
 from support.pictures import confusion_picture, mistakes_picture
 from support.run_directory import locked
 from support.settings import shown
@@ -141,18 +141,17 @@ class RunLogs:
         self._write(lambda: self._files["train"].add(step, summary=tf.Summary.FromString(serialized)))
 
     def trace(self, step, metadata):
-        """Writes the tf.RunMetadata of a traced step; returns the path of the file for chrome://tracing."""
-        path = "%strace-step-%d.json" % (self.folder, step)
-
+        """Writes the tf.RunMetadata of a traced step, also as a file for chrome://tracing, and prints its path."""
         def write():
+            path = "%strace-step-%d.json" % (self.folder, step)
             self._files["train"].add(step, tagged_run_metadata=tf.summary.TaggedRunMetadata(
                 tag="step %d" % step, run_metadata=metadata.SerializeToString()))
             with open(path + ".new", "w") as file:
                 file.write(Timeline(metadata.step_stats).generate_chrome_trace_format())
             os.replace(path + ".new", path)
+            say("traced step %d: %s (chrome://tracing opens it)" % (step, path))
 
         self._write(write)
-        return path
 
     def end(self, step):
         """Marks the run as successful in the HParams tab."""

@@ -12,7 +12,7 @@ from support import UserError, say
 from support.checkpoints import Checkpoints
 from support.configuration import identity
 from support.interruption import Interruption, Stopped
-from support.machine import fast_precision
+from support.machine import PRECISIONS, fast_precision
 from support.run_directory import RunDirectory
 from support.tensorboard import RunLogs
 from support.terminal import Progress, show_header
@@ -20,7 +20,6 @@ from support.workers import Cluster
 
 HISTOGRAMS = 20  # times in a run
 POINT_STEPS = 50  # a point of the training curves is the mean of so many steps
-PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def histograms_are_due(epoch, total_epochs):
@@ -34,7 +33,6 @@ class TrainingRun:
     The process that is the chief writes checkpoints and logs and reports. Every worker calls the same methods.
 
     Args:
-        module: Densenet.py's module, which has the settings' constants.
         config: the settings, of `support.configuration.choose`. An automatic precision is resolved in it.
         data: the `support.data.DataSet`.
     Attributes:
@@ -47,7 +45,7 @@ class TrainingRun:
             in use, or holds a run with other settings.
     """
 
-    def __init__(self, module, config, data):
+    def __init__(self, config, data):
         self.config, self.data = config, data
         self.cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm, config.worker_timeout,
                                os.environ.get("TF_CONFIG", ""))
@@ -59,8 +57,9 @@ class TrainingRun:
         self.result, self.finished = None, False
         self._folder = os.path.join(config.model_dir, config.run_name)
         self._start_workers()
-        self.identity = dict(identity(module, config), data=data.fingerprint())
-        self._directory = RunDirectory(self._folder, self.identity) if self.cluster.is_chief else None
+        self._settings = identity(config)
+        self._identity = dict(self._settings, data=data.fingerprint())  # what settings.json records
+        self._directory = RunDirectory(self._folder, self._identity) if self.cluster.is_chief else None
         self._logs = self._checkpoints = self._net = None
         self._interruption = Interruption()
         self._context = contextlib.ExitStack()
@@ -106,7 +105,7 @@ class TrainingRun:
         if cluster.is_chief:
             self._checkpoints = Checkpoints(self._directory)
         with cluster.watched(), tf.Session(cluster.target, config=cluster.session_config(config.precision)) as sess:
-            cluster.compare(sess, dict(self.identity, total_epochs=config.total_epochs))
+            cluster.compare(sess, dict(self._identity, total_epochs=config.total_epochs))
             sess.run(net.initialize)
             if cluster.is_chief:
                 self._checkpoints.restore_newest(sess)
@@ -150,12 +149,8 @@ class TrainingRun:
             if replicas != self.cluster.count:
                 say("%d device%s shared each batch until then, %d from now on: rounding, dropout masks and batch "
                     "normalization differ" % (replicas, "s" if replicas > 1 else "", self.cluster.count))
-        self._logs.open(step, sess.graph, dict(self.identity_values(), total_epochs=config.total_epochs))
+        self._logs.open(step, sess.graph, dict(self._settings, total_epochs=config.total_epochs))
         self._directory.keep_json("result.json")  # of fewer epochs, where the run goes on
-
-    def identity_values(self):
-        """The identifying settings without the fingerprint of the data."""
-        return {name: value for name, value in self.identity.items() if name != "data"}
 
     # During an epoch
 
@@ -191,7 +186,7 @@ class TrainingRun:
                                images_per_second=self._images_per_second())
             self._point = [0.0, 0.0, 0]
         if step == self.config.trace_step:
-            say("traced step %d: %s (chrome://tracing opens it)" % (step, self._logs.trace(step, self._trace)))
+            self._logs.trace(step, self._trace)
         self._progress.step(step, loss)
 
     def stop_request(self):
@@ -201,14 +196,11 @@ class TrainingRun:
     def must_save(self, stop):
         """Whether to save in the middle of an epoch: for a signal, after `checkpoint_minutes`, or if logs are full.
 
-        `stop`: whether a step says that any worker was asked to stop; all workers then stop after the same step.
+        `stop`: see `_stop_signal`.
         """
-        if self.cluster.alone:
-            stop = self._interruption.signal_number
-        if not self.cluster.is_chief:
-            return bool(stop)
-        due = time.monotonic() - self._last_save > 60 * self.config.checkpoint_minutes
-        return bool(stop) or due or bool(self._logs.problem)
+        if self._stop_signal(stop) or not self.cluster.is_chief:
+            return bool(self._stop_signal(stop))
+        return bool(self._logs.problem) or time.monotonic() - self._last_save > 60 * self.config.checkpoint_minutes
 
     def save(self, sess, step):
         """Saves the newest checkpoint. Raises UserError if it or the logs cannot be written."""
@@ -221,12 +213,23 @@ class TrainingRun:
         self._last_save = self._clock = time.monotonic()
 
     def end_if_asked(self, sess, step, stop):
-        """Raises Stopped if a signal asked this process or, by `stop`, another worker to stop."""
-        number = self._interruption.signal_number
-        if number and self.cluster.alone or stop and not self.cluster.alone:
+        """Raises Stopped if a signal asked this process or, by `stop`, another worker to stop: see `_stop_signal`."""
+        number = self._stop_signal(stop)
+        if number:
             self.cluster.leave(sess)
-            raise Stopped(number or signal.SIGTERM, "stopped and saved at step %d of %d: the same command goes on from "
-                          "there" % (step, self.total_steps))
+            raise Stopped(number, "stopped and saved at step %d of %d: the same command goes on from there"
+                          % (step, self.total_steps))
+
+    def _stop_signal(self, stop):
+        """The signal by which this process is to stop, or None.
+
+        `stop`: whether the last step's result says that any worker was asked to stop. With several workers only this
+        counts, so that all stop after the same step.
+        """
+        number = self._interruption.signal_number
+        if self.cluster.alone:
+            return number
+        return (number or signal.SIGTERM) if stop else None
 
     # After an epoch
 
@@ -261,11 +264,7 @@ class TrainingRun:
         self._begin_epoch()
 
     def finish(self, sess, step, evaluation):
-        """Writes and prints the result of the test after the last step.
-
-        Returns:
-            the content of result.json; None in workers that are not the chief.
-        """
+        """Writes and prints the result of the test after the last step, and sets `result`."""
         if self.cluster.is_chief:
             self.evaluated(sess, "test", step, evaluation)
             self.result = {
@@ -279,7 +278,7 @@ class TrainingRun:
                 "train_seconds": round(self._train_seconds, 3),
                 "images_per_second": round(self._images_per_second(), 1),
                 "tensorflow": tf.VERSION,
-                "hyperparameters": dict(self.identity_values(), total_epochs=self.config.total_epochs),
+                "hyperparameters": dict(self._settings, total_epochs=self.config.total_epochs),
             }
             self._directory.write_json("result.json", self.result)
             best = self._directory.checkpoints("best")
@@ -290,7 +289,6 @@ class TrainingRun:
                 os.path.join(self._folder, "result.json")))
             self._logs.end(step)
             self._logs.stop_if_it_cannot_write()
-        return self.result
 
     def _begin_epoch(self):
         self._epoch = [0.0, 0.0, 0]  # as _point, of the epoch
