@@ -1,7 +1,6 @@
 """DenseNet (Huang et al. 2017, arXiv 1608.06993) in TensorFlow 1.x style: a graph, a session, a loop.
 
 Trained on MNIST for 8 minutes on two cores, it classifies 99.5% of the test images correctly (results: README.md).
-
     python Densenet.py                      train on MNIST; the same command resumes a run that was stopped
     python Densenet.py growth_k=24 seed=3   the same with other hyperparameters, as a run of its own
     python Densenet.py dataset=cifar10      train on CIFAR-10
@@ -18,7 +17,7 @@ import signal
 import sys
 import types
 
-if __name__ == "__main__":
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
 import support.environment  # noqa: F401, sets what TensorFlow reads when it is imported
 
@@ -29,7 +28,7 @@ import cifar10
 import mnist_loader
 from ops import (Average_pooling, Batch_Normalization, Concatenation, Drop_out, Global_Average_Pooling, Linear,
                  Max_Pooling, conv_layer)
-from support import UserError, command_line, configuration, image_folder, modes, say
+from support import UserError, command_line, configuration, image_folder, modes, prediction, say
 from support.augmentation import training_batches
 from support.batch_statistics import SharedStatistics, advance_moving_statistics
 from support.download import Unavailable
@@ -38,22 +37,14 @@ from support.machine import PRECISIONS
 from support.networks import NETWORKS, STEMS, pools_first, transition_width
 from support.optimizers import optimizer_of
 from support.prefetch import prefetched
-from support.settings import (boolean, by_dataset, count_or_share, file_name, integer, integers, number, one_of, path,
-                              paths)
+from support.settings import (boolean, by_dataset, count_or_share, file_name, integer, integers, number, one_of,
+                              pair_or_auto, path, paths)
 from support.tensorboard import build_histograms
 from support.training_run import TrainingRun
 from support.workers import Cluster
 
 # To add a data set: a function like `mnist_loader.prepare_data`, which returns a `support.data.DataSet`.
-DATASETS = {
-    "mnist": mnist_loader.prepare_data,
-    "digits": mnist_loader.prepare_digits,
-    "cifar10": cifar10.prepare_data,
-    "cifar100": cifar10.prepare_cifar100,
-    "cifar100_coarse": cifar10.prepare_cifar100_coarse,
-    "folder": image_folder.prepare_data,
-}
-
+DATASETS = dict(mnist_loader.DATASETS, **cifar10.DATASETS, folder=image_folder.prepare_data)
 SCHEDULES = ("constant", "steps", "cosine", "exponential")  # learning_rate() has their formulas
 
 # ---- Hyperparameters: edit a value here, or give it for one run on the command line (growth_k=24) ----
@@ -65,8 +56,8 @@ mode: one_of(("train", "evaluate", "predict", "export")) = "train"  # all but tr
 
 # Data
 dataset: one_of(tuple(DATASETS)) = "mnist"  # what to train on; folder: your own images, in data_dir
-data_dir: path() = "data"  # searched for data: data_dir/<dataset>, then data_dir; downloads go to the first
-cache_dir: path() = "cache"  # decoded images of dataset=folder
+data_dir: path(tensorflow=False) = "data"  # searched: data_dir/<dataset>, then data_dir; downloads go to the first
+cache_dir: path(tensorflow=False) = "cache"  # decoded images of dataset=folder
 digits_stand_in: boolean() = True  # without MNIST, train on the small digits in scikit-learn instead of stopping
 validation_size: count_or_share(0, 1000000) = by_dataset(5000, digits=100, folder=0.1)  # training images held out
 image_size: integer(8, 1024) = 64  # side in pixels to which images of dataset=folder are resized
@@ -76,6 +67,8 @@ shift: integer(0, 8) = by_dataset(2, cifar=3, folder=4)  # pixels along each axi
 rotation: number(0.0, 45.0) = by_dataset(10.0, cifar=0.0, folder=0.0)  # degrees in either direction
 flip: boolean() = by_dataset(False, cifar=True, folder=True)  # left to right
 cutout: integer(0, 64) = by_dataset(0, cifar=12)  # side in pixels of a square that is hidden at a random place
+pixel_range: pair_or_auto() = "auto"  # values that become black and white in images of more than 8 bits per channel
+truncated_images: boolean() = False  # use the readable part of truncated image files instead of skipping them
 flip_average: boolean() = by_dataset(False, cifar=True, folder=True)  # test: average logits with the mirror image
 shift_average: integer(0, 8) = by_dataset(0, cifar=1)  # test: average logits over 4 diagonal shifts by these pixels
 
@@ -92,7 +85,7 @@ stem_channels: integer(0, 4096) = by_dataset(16, cifar=64, folder=0)  # output c
 dropout_rate: number(0.0, 0.95) = 0.0  # share of activations zeroed after each convolution but the first
 
 # Training
-optimizer: one_of(("adam", "momentum")) = "adam"  # momentum: Nesterov's, 0.9, with the paper's recipe (300 epochs)
+optimizer: one_of(("adam", "momentum", "sgd")) = "adam"  # momentum: the paper's, brings 300 epochs of batches of 64
 init_learning_rate: number(1e-8, 100.0) = 5e-3  # the rate before any decay
 schedule: one_of(SCHEDULES) = by_dataset("exponential", cifar="cosine", folder="cosine")  # of the rate
 warmup: number(0.0, 0.9) = by_dataset(0.02, cifar=0.2, folder=0.2)  # share of the steps in which the rate rises from 0
@@ -114,7 +107,8 @@ worker_timeout: number(1.0, 100000.0) = 60.0  # seconds of silence after which a
 # Modes after training
 checkpoint: path() = "best"  # best: the best on validation, else the newest; or a checkpoint's path or name
 images: paths() = ()  # what mode=predict classifies: image files and folders of them
-json: path(optional=True) = ""  # a file for the answers of mode=predict
+json: path(optional=True, tensorflow=False) = ""  # a file for the answers of mode=predict
+handwriting: boolean() = False  # mode=predict: make images of handwriting as MNIST's: white on black, cropped, centred
 
 # What a run writes; paths are relative to where the command is run
 log_dir: path() = "logs"  # TensorBoard's files
@@ -358,9 +352,9 @@ def choose(arguments=(), **overrides):
 
 def prepare_data(config):
     """The data set of the run, and the run's hyperparameters: those of `digits` where that stands in for MNIST."""
-    of_a_folder = (config.image_size, config.crop_area, config.cache_dir) if config.dataset == "folder" else ()
+    of_a_folder = image_folder.options(config) if config.dataset == "folder" else {}
     try:
-        return DATASETS[config.dataset](config.data_dir, config.validation_size, *of_a_folder), config
+        return DATASETS[config.dataset](config.data_dir, config.validation_size, **of_a_folder), config
     except Unavailable as error:
         if config.dataset != "mnist" or not config.digits_stand_in or {"dataset", "data_dir"} & set(config.given):
             raise
@@ -381,7 +375,7 @@ def train(arguments=(), **overrides):
         UserError: bad hyperparameters, data or run directory; a loss that is not finite.
         support.interruption.Stopped: Ctrl-C or SIGTERM; the run is saved.
     """
-    data, config = prepare_data(choose(arguments, **overrides))
+    data, config = prepare_data(choose(arguments, caller="train", **overrides))
     with TrainingRun(config, data) as run:
         with tf.Graph().as_default(), tf.device(run.cluster.place):
             net = build_graph(data, config, run.cluster)
@@ -428,22 +422,28 @@ def training_loop(sess, net, data, config, run):
         run.save(sess, step)
         run.end_if_asked(sess, step, stop)
     if not run.finished:
+        run.restore_best(sess)
         run.finish(sess, step, evaluate_split(sess, net.test, data.test, data, run.cluster))
 
 
 def evaluate(arguments=(), **overrides):
     """Tests a trained run's checkpoint; returns the content of evaluation.json: see `support.modes.evaluate`."""
-    return modes.evaluate(choose, prepare_data, build_evaluation, arguments, **overrides)
+    return modes.evaluate(choose, prepare_data, build_evaluation, arguments, caller="evaluate", **overrides)
 
 
 def predict(arguments=(), **overrides):
-    """Classifies image files with a trained run; returns a list of answers: see `support.modes.predict`."""
-    return modes.predict(choose, inference, arguments, **overrides)
+    """Classifies image files with a trained run; returns a list of answers: see `support.prediction.predict`."""
+    return prediction.predict(choose, inference, arguments, caller="predict", **overrides)
 
 
 def export(arguments=(), **overrides):
     """Writes a trained run as SavedModel and frozen graph; returns both paths: see `support.modes.export`."""
-    return modes.export(choose, inference, arguments, **overrides)
+    return modes.export(choose, inference, arguments, caller="export", **overrides)
+
+
+def main(arguments=(), **overrides):
+    """Runs the mode that the hyperparameters choose; returns what the function of that name returns."""
+    return globals()[choose(arguments, **overrides).mode](arguments, **overrides)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import os
 
 import numpy as np
 
+from support import say
 from support.data import Split, data_set
 from support.download import Unavailable, fetch_all
-from support.file_reading import DataError, find, read_bytes, read_members
+from support.file_reading import DataError, find, read_bytes, read_members, shortened, similar, subfolders
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 SIDE, CHANNELS = 32, 3
@@ -33,16 +34,18 @@ class Layout:
     train: dict  # {file name: number of records}
     test: dict  # {file name: number of records}
     label_bytes: int
+    others: str  # other versions, as Keras, torchvision and the authors name them: a pattern of `file_reading.key`
 
 
 CIFAR10 = Layout(
     "cifar10", "cifar-10-binary.tar.gz", 170052171,
     "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd", "cifar-10-batches-bin",
-    {"data_batch_%d.bin" % i: 10000 for i in range(1, 6)}, {"test_batch.bin": 10000}, label_bytes=1)
+    {"data_batch_%d.bin" % i: 10000 for i in range(1, 6)}, {"test_batch.bin": 10000}, label_bytes=1,
+    others="cifar10(?!0)|^(data|test)batch[1-5]?(mat|bin)?$|batchesmeta")
 CIFAR100 = Layout(
     "cifar100", "cifar-100-binary.tar.gz", 168513733,
     "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec", "cifar-100-binary",
-    {"train.bin": 50000}, {"test.bin": 10000}, label_bytes=2)
+    {"train.bin": 50000}, {"test.bin": 10000}, label_bytes=2, others="cifar100|^meta(mat)?$|^(train|test)(mat|bin)$")
 
 CLASS_NAMES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 COARSE_CLASS_NAMES = tuple(  # CIFAR-100's 20 superclasses: the first byte of a record
@@ -66,8 +69,8 @@ def prepare_data(data_dir, validation_size, mirrors=MIRRORS):
     The validation split is taken from the 50,000 training images.
 
     Args:
-        data_dir: searched for the unpacked folder, then for the archive: data_dir/cifar10, then data_dir. A missing
-            archive is downloaded into data_dir/cifar10.
+        data_dir: searched for the unpacked folder, then for the archive, then for the unpacked files themselves:
+            data_dir/cifar10, then data_dir. If there is none, the archive is downloaded into data_dir/cifar10.
         validation_size: see `support.data.data_set`.
         mirrors: see `support.download.fetch_all`.
     Raises:
@@ -101,29 +104,58 @@ def _prepare(layout, name, class_names, label_index, data_dir, validation_size, 
 def _read(layout, data_dir, mirrors):
     """Reads all files of a data set; returns (path of their folder or archive, {file name: content}).
 
-    The unpacked folder is preferred to the archive. If neither is on disk, the archive is downloaded.
+    The unpacked folder is preferred to the archive, and the archive to unpacked files without their folder. If there is
+    none, the archive is downloaded.
     """
-    home = os.path.join(data_dir, layout.name)
     record_bytes = layout.label_bytes + PIXEL_BYTES
     sizes = {file: count * record_bytes for file, count in dict(layout.train, **layout.test).items()}
-    folder = find([layout.folder], [home, data_dir])
+    home = os.path.join(data_dir, layout.name)
+    places = [home, data_dir] + subfolders([layout.name], [data_dir])
+    folder = _unpacked(layout, sizes, places)
+    archive = None
+    if folder is None:
+        archive = find([layout.archive, layout.archive[:-len(".gz")]], places)  # a browser may have removed the gzip
+    if folder is None and archive is None:
+        folder = next((place for place in places if not _missing(sizes, place)), None)
     if folder:
-        paths = {file: find([file], [folder]) for file in sizes}
-        missing = [file for file, path in paths.items() if path is None]
-        if missing:
-            raise DataError("%s has no %s: put it there, or move the folder away and the archive is sought"
-                            % (folder, ", ".join(missing)))
-        return folder, {file: read_bytes(path, 0, lambda _, size=sizes[file]: size) for file, path in paths.items()}
-    archive = find([layout.archive], [home, data_dir])
+        return folder, {file: read_bytes(find([file], [folder]), 0, lambda _, size=size: size)
+                        for file, size in sizes.items()}
     if archive is None:
-        try:
-            fetch_all({layout.archive: (layout.size, layout.sha256)}, mirrors, home)
-        except Unavailable as error:
-            raise Unavailable("%s is neither in %s nor to be downloaded: %s; put %s or its folder %s there by hand"
-                              % (layout.name, home, error, layout.archive, layout.folder)) from None
-        archive = os.path.join(home, layout.archive)
+        archive = _download(layout, home, similar(layout.others, places), mirrors)
     members = read_members(archive, {layout.folder + "/" + file: size for file, size in sizes.items()})
     return archive, {file: members[layout.folder + "/" + file] for file in sizes}
+
+
+def _missing(files, folder):
+    return [file for file in files if find([file], [folder]) is None]
+
+
+def _unpacked(layout, files, places):
+    """Returns the unpacked folder with all files, or None. Raises DataError if files are missing."""
+    folders = subfolders([layout.folder], places)
+    wrappers = subfolders([layout.archive[:-len(".tar.gz")]], places)  # which some programs unpack the archive into
+    for folder in folders + wrappers + subfolders([layout.folder], folders + wrappers):
+        if not _missing(files, folder):
+            return folder
+    if folders:
+        raise DataError("%s has no %s: put it there, or move the folder away and the archive is sought"
+                        % (folders[0], ", ".join(_missing(files, folders[0]))))
+    return None
+
+
+def _download(layout, home, unused, mirrors):
+    """Downloads the archive; returns its path. Other versions of the data set, in `unused`, are named before."""
+    reason = "unpickling the Python version would run code from the file"
+    if unused:
+        say("Not used: %s. %s is read from its binary version alone (%s), which is downloaded now: %d MB."
+            % (shortened(unused), layout.name, reason, layout.size // 10 ** 6))
+    try:
+        fetch_all({layout.archive: (layout.size, layout.sha256)}, mirrors, home)
+    except Unavailable as error:
+        raise Unavailable("%s is neither in %s nor to be downloaded: %s; put %s or its folder %s there by hand%s" % (
+            layout.name, home, error, layout.archive, layout.folder,
+            "; not used: %s (%s)" % (shortened(unused), reason) if unused else "")) from None
+    return os.path.join(home, layout.archive)
 
 
 def parse_records(content, path, label_bytes, label_index, class_names):
@@ -145,3 +177,6 @@ def parse_records(content, path, label_bytes, label_index, class_names):
                         % (path, labels.max(), len(class_names) - 1))
     pixels = records[:, label_bytes:].reshape(-1, CHANNELS, SIDE, SIDE)
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
+
+
+DATASETS = {"cifar10": prepare_data, "cifar100": prepare_cifar100, "cifar100_coarse": prepare_cifar100_coarse}

@@ -1,16 +1,21 @@
-"""MNIST (LeCun et al. 1998), read from its IDX files, and the small digits of scikit-learn as a stand-in.
+"""MNIST (LeCun et al. 1998) and data sets in its format, read from IDX files; scikit-learn's digits as a stand-in.
 
 The files are searched on disk. Missing files are downloaded and verified. This module uses NumPy, not TensorFlow.
 """
 
+import dataclasses
+import functools
 import os
+import string
 import struct
+import zlib
 
 import numpy as np
 
+from support import say
 from support.data import Split, data_set
 from support.download import Unavailable, fetch_all
-from support.file_reading import DataError, find, read_bytes
+from support.file_reading import DataError, find, key, read_bytes, shortened, similar, subfolders
 
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -23,42 +28,181 @@ FILES = {
     "t10k-images-idx3-ubyte.gz": (1648877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
     "t10k-labels-idx1-ubyte.gz": (4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
 }
+CRC32 = (0xf3639b56, 0xba07e8ef, 0xe4ca5f57, 0xee8604d9)  # of the pixels or labels in each file, without its header
 SIDE = 28  # pixels
 CLASS_NAMES = tuple("0123456789")
 IMAGES_MAGIC = 0x00000803  # unsigned bytes, three dimensions
 LABELS_MAGIC = 0x00000801  # unsigned bytes, one dimension
+INSIDE = ("raw", "processed", "gzip")  # folders that torchvision and EMNIST's archive put the files into
+# Other forms of these data sets, as Keras, scikit-learn, Hugging Face, Kaggle and NIST name them: a pattern of keys.
+SIMILAR = ("mnist|fashion|kuzushiji|idx[13]|t10k|^(test|train)(ing)?(images|labels|pt$|csv$)|digitrecognizer|parquet$|"
+           "^(archive.*|gzip|matlab)zip$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set in MNIST's format: where its files come from and what they hold."""
+
+    name: str  # as in the setting `dataset`
+    title: str
+    class_names: tuple = CLASS_NAMES
+    first_label: int = 0  # the label of the first class
+    files: tuple = tuple(FILES)  # training images and labels, test images and labels
+    downloads: dict = None  # {name: (size in bytes, hash)}; None: the files are not downloaded
+    mirrors: tuple = ()
+    homepage: str = ""
+    shared_folder: str = ""  # name of a folder that may hold the data set besides others
+    transposed: bool = False  # the files have rows and columns of each image exchanged
+
+
+def _emnist(split, class_names, first_label=0):
+    files = ("emnist-%s-%s-%s-ubyte.gz" % (split, role, kind) for role in ("train", "test")
+             for kind in ("images-idx3", "labels-idx1"))
+    return Source("emnist_" + split, "EMNIST " + split, tuple(class_names), first_label, tuple(files),
+                  homepage="https://www.nist.gov/itl/products-and-services/emnist-dataset", shared_folder="emnist",
+                  transposed=True)
+
+
+MNIST = Source("mnist", "MNIST", downloads=FILES, mirrors=MIRRORS)
+OTHERS = (
+    Source("fashion_mnist", "Fashion-MNIST",
+           ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+           downloads={"train-images-idx3-ubyte.gz": (26421880, "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+                      "train-labels-idx1-ubyte.gz": (29515, "md5:25c81989df183df01b3e8a0aad5dffbe"),
+                      "t10k-images-idx3-ubyte.gz": (4422102, "md5:bef4ecab320f06d8554ea6380940ec79"),
+                      "t10k-labels-idx1-ubyte.gz": (5148, "md5:bb300cfdad3c16e7a12a480ee83cd310")},
+           mirrors=("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+                    "https://storage.googleapis.com/tensorflow/tf-keras-datasets/")),
+    Source("kmnist", "KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+           homepage="https://github.com/rois-codh/kmnist"),
+    # The published mapping files: "balanced" and "bymerge" merge 15 small letters with the capitals that look alike.
+    _emnist("balanced", string.digits + string.ascii_uppercase + "abdefghnqrt"),
+    _emnist("byclass", string.digits + string.ascii_uppercase + string.ascii_lowercase),
+    _emnist("bymerge", string.digits + string.ascii_uppercase + "abdefghnqrt"),
+    _emnist("digits", string.digits),
+    _emnist("letters", string.ascii_uppercase, first_label=1),  # capital and small letters in one class
+    _emnist("mnist", string.digits),
+)
 
 
 def prepare_data(data_dir, validation_size, mirrors=MIRRORS):
     """Returns MNIST as a DataSet with uint8 images [N, 28, 28, 1].
 
-    The validation split is taken from the 60,000 training images.
+    The validation split is taken from the 60,000 training images. Files of another data set under MNIST's names are
+    used, too, and a line says so.
 
     Args:
-        data_dir: searched for the files: data_dir/mnist, then data_dir. Missing files are downloaded into
-            data_dir/mnist.
+        data_dir: searched for the files: data_dir/mnist, then data_dir, then torchvision's folders in it. Missing files
+            are downloaded into data_dir/mnist.
         validation_size: see `support.data.data_set`.
         mirrors: see `support.download.fetch_all`.
     Raises:
         DataError: a file on disk is damaged, or its content does not match its name.
         Unavailable: a file is not on disk and cannot be downloaded.
     """
-    home = os.path.join(data_dir, "mnist")
+    return _prepare(MNIST, data_dir, validation_size, mirrors)
 
-    def locate():
-        return {name: find([name, name[:-len(".gz")]], [home, data_dir]) for name in FILES}
 
-    missing = [name for name, path in locate().items() if path is None]
-    if missing:
+def _prepare(source, data_dir, validation_size, mirrors=None):
+    """Like `prepare_data`, for any Source; `mirrors`: None stands for those of the source."""
+    paths = _locate(source, data_dir)
+    if None in paths:
+        _download(source, data_dir, paths, source.mirrors if mirrors is None else mirrors)
+        paths = _locate(source, data_dir)
+    train, test = read_split(*paths[:2]), read_split(*paths[2:])
+    contents = (train.images, train.labels.astype(np.uint8), test.images, test.labels.astype(np.uint8))
+    foreign = [path for path, content, crc in zip(paths, contents, CRC32) if zlib.crc32(content) != crc]
+    if source is not MNIST and len(foreign) < len(paths):
+        raise DataError("%s is MNIST's: put the file of %s in its place, or set dataset=mnist"
+                        % (next(path for path in paths if path not in foreign), source.title))
+    train, test, class_names = _with_classes(source, train, test, paths)
+    if source is MNIST and foreign:
+        say("%s %s: trained on as they are, %d classes (dataset=fashion_mnist, kmnist, emnist_letters, ... for those)"
+            % (shortened(foreign, most=1), "are not MNIST's files" if foreign[1:] else "is not MNIST's file",
+               len(class_names)))
+    return data_set(source.name, train, test, class_names, validation_size, black_border=True)
+
+
+RELATED = {source.name: functools.partial(_prepare, source) for source in OTHERS}  # {name: like `prepare_data`}
+
+
+def _places(source, data_dir):
+    """Yields the folders to search. Folders' names are accepted in any form, see `support.file_reading.key`."""
+    yield os.path.join(data_dir, source.name)
+    yield data_dir
+    names, folders = [name for name in (source.name, source.shared_folder, *INSIDE) if name], [data_dir]
+    for _ in range(3):  # data_dir/EMNIST/raw/gzip is the deepest
+        folders = subfolders(names, folders)
+        yield from folders
+
+
+def _locate(source, data_dir):
+    """Returns the paths of the four files, None for a missing one. A folder that holds all four is preferred.
+
+    Another data set's files may have MNIST's names only in a folder with the data set's name. Elsewhere, such as in
+    data_dir itself, they would be MNIST's.
+    """
+    found = []
+    for folder in _places(source, data_dir):
+        owner = next(part for part in reversed(os.path.abspath(folder).split(os.sep)) if part not in INSIDE)
+        own = source is MNIST or key(owner) == key(source.name)
+        paths = []
+        for name, mnist_name in zip(source.files, FILES):
+            names = [name] * (name != mnist_name) + [mnist_name] * own
+            paths.append(find([form for name in names for form in (name, name[:-len(".gz")])], [folder]))
+        if None not in paths:
+            return paths
+        found.append(paths)
+    return [next((path for path in candidates if path), None) for candidates in zip(*found)]
+
+
+def _download(source, data_dir, paths, mirrors):
+    """Downloads the files whose path is None. Raises Unavailable, which also names similar files that are not used."""
+    home = os.path.join(data_dir, source.name)
+    reason = "downloaded, because its checksums could not be verified"
+    if source.downloads:
         try:
-            fetch_all({name: FILES[name] for name in missing}, mirrors, home)
+            return fetch_all({name: source.downloads[name] for name, path in zip(source.files, paths) if path is None},
+                             mirrors, home)
         except Unavailable as error:
-            raise Unavailable("MNIST is neither in %s nor to be downloaded: %s; put %s there by hand"
-                              % (home, error, ", ".join(name for name, path in locate().items() if path is None))
-                              ) from None
-    train_images, train_labels, test_images, test_labels = locate().values()
-    return data_set("mnist", read_split(train_images, train_labels), read_split(test_images, test_labels),
-                    CLASS_NAMES, validation_size, black_border=True)
+            reason = "to be downloaded: %s" % error
+    paths = _locate(source, data_dir)
+    used = subfolders(["mnist", "emnist"] + list(RELATED), [data_dir])  # of other data sets
+    used += [part for path in paths if path for part in (path, os.path.dirname(path))]
+    unused = similar(SIMILAR, list(_places(source, data_dir)), used)
+    raise Unavailable("%s is neither in %s nor %s; put %s there by hand%s%s" % (
+        source.title, home, reason, ", ".join(name for name, path in zip(source.files, paths) if path is None),
+        " (from %s)" % source.homepage if source.homepage else "",
+        "; not used: %s (%s is read from its four IDX files, in %s)" % (shortened(unused), source.title, home)
+        if unused else ""))
+
+
+def _with_classes(source, train, test, paths):
+    """Returns the splits with classes in place of label values, and the names of the classes.
+
+    The classes of MNIST's files are the label values that occur, but 0 to 9 if none is greater.
+    """
+    values, names = np.arange(len(source.class_names)) + source.first_label, source.class_names
+    fault = "but the labels of %s are %d to %d" % (source.title, values[0], values[-1])
+    if source is MNIST and max(train.labels.max(), test.labels.max()) > values[-1]:
+        values, fault = np.unique(train.labels), "which no image of the training split has"
+        names = tuple(str(value) for value in values)
+        if len(names) == 1:
+            raise DataError("%s has no label but %s: there is nothing to tell apart" % (paths[1], names[0]))
+    for split, path in ((train, paths[1]), (test, paths[3])):
+        unknown = np.setdiff1d(split.labels, values)
+        if len(unknown):
+            raise DataError("%s has the label %d, %s: the files are of different data sets, or damaged"
+                            % (path, unknown[0], fault))
+    untrained = np.setdiff1d(test.labels, train.labels)
+    if len(untrained):
+        say("%s: no training image has the label%s %s, but test images do: those will be misclassified" % (
+            paths[1], "s" * (len(untrained) > 1), shortened([str(label) for label in untrained])))
+    train, test = (Split(split.images, np.searchsorted(values, split.labels)) for split in (train, test))
+    if source.transposed:
+        train, test = (Split(np.ascontiguousarray(split.images.transpose(0, 2, 1, 3)), split.labels)
+                       for split in (train, test))
+    return train, test, names
 
 
 def prepare_digits(data_dir, validation_size):
@@ -115,10 +259,7 @@ def read_labels(path):
         _check_magic(path, magic, LABELS_MAGIC, "labels")
         return 8 + count
 
-    labels = np.frombuffer(read_bytes(path, 8, size), np.uint8, offset=8)
-    if len(labels) and labels.max() >= len(CLASS_NAMES):
-        raise DataError("%s has the label %d, but MNIST labels are 0 to 9: the file is damaged" % (path, labels.max()))
-    return labels.astype(np.int64)
+    return np.frombuffer(read_bytes(path, 8, size), np.uint8, offset=8).astype(np.int64)
 
 
 def _check_magic(path, magic, expected, content):
@@ -127,3 +268,6 @@ def _check_magic(path, magic, expected, content):
     others = {IMAGES_MAGIC: "images", LABELS_MAGIC: "labels"}
     found = "holds %s" % others[magic] if magic in others else "is not an IDX file of unsigned bytes"
     raise DataError("%s %s, where %s belong: delete it, and it is downloaded" % (path, found, content))
+
+
+DATASETS = dict({"mnist": prepare_data, "digits": prepare_digits}, **RELATED)  # {name: function that returns a DataSet}

@@ -20,8 +20,7 @@ from support.batch_statistics import (
 )
 from support.tflearn_pooling import global_average_pooling
 
-tf.logging.set_verbosity(tf.logging.ERROR)  # TensorFlow 1.15 warns of every deprecated name
-tf.disable_v2_behavior()  # graph mode; importing tflearn does the same
+tf.logging.set_verbosity(tf.logging.ERROR)  # TensorFlow warns of deprecated names
 
 
 def conv_layer(x, filter, kernel, stride=1, layer_name="conv"):

@@ -210,7 +210,8 @@ def read_curves(log_dir):
     found = {}
     for split in ("train", "validation", "test"):
         points = {}
-        paths = sorted(glob.glob(os.path.join(log_dir, split, "events*")))
+        folders = (log_dir, os.path.join(log_dir, split)) if split == "test" else (os.path.join(log_dir, split),)
+        paths = sorted(path for folder in folders for path in glob.glob(os.path.join(folder, "events*")))
         for event in (event for path in paths for event in tf.train.summary_iterator(path)):
             points.update((event.step, round(value.simple_value, 5)) for value in event.summary.value
                           if value.tag == "accuracy")

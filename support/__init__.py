@@ -10,6 +10,8 @@
     data                what a data set is; the validation split; normalization
     augmentation        which batches an epoch has; random changes of images
     image_folder        how a folder of images becomes a data set
+    folder_layout       which folders are classes, and which are training, validation and test images
+    image_reading       how an image file is read, whatever its format and depth
     file_reading        how data files are found, and read without trusting them
     download            how files are downloaded and verified
     prefetch            how batches are prepared during a step
@@ -17,12 +19,15 @@
     training_run        what happens around the steps: resume, time, report, save, stop, finish
     run_directory       how a run's directory is locked, checked and written
     checkpoints         how checkpoints are saved, pruned and restored
+    curves              what is in a run's curves.csv
     terminal            what the terminal shows
     tensorboard         what TensorBoard gets
     interruption        how a signal stops a run
     evaluation          how a network is evaluated, and the metrics
     pictures            confusion matrix and mistakes as pictures
-    modes               evaluate, predict, export
+    modes               how a trained run is found, evaluated and exported
+    prediction          how image files are classified
+    appearance          whether an image looks like the training images; handwriting
     export              SavedModel and frozen graph
     command_line        --help, modes, exit status
 

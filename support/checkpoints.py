@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 from support import UserError, say
 from support.run_directory import CHECKPOINT
 
+LEAST_VALIDATION = 30  # images; fewer say nothing about which weights are better
 # The errors that restoring raises for a damaged or missing file; ValueError: the index file is missing.
 DAMAGED = (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.NotFoundError, ValueError)
 
@@ -81,22 +82,37 @@ class Checkpoints:
                             "move the folder away, or set run_name to another name" % self.directory.path)
         return False
 
-    def restore_for_use(self, session, chosen="best"):
-        """Restores the best checkpoint on validation, or the newest intact one if there is no intact best one.
+    def restore_best(self, session, validation_images):
+        """Restores the best checkpoint on validation, by which a run is judged; returns its step.
+
+        None, and nothing is restored, if there is no intact one or with fewer than LEAST_VALIDATION images.
+        """
+        found = self.directory.checkpoints("best") if validation_images >= LEAST_VALIDATION else []
+        return int(session.run(tf.train.get_global_step())) if self._restore_first(session, found) else None
+
+    def restore_for_use(self, session, chosen="best", validation_images=LEAST_VALIDATION):
+        """Restores the weights by which the run is judged: the best on validation, else the newest intact ones.
 
         Args:
             session: the session.
             chosen: "best", or the checkpoint to restore instead: a path, or a name in the run's directory,
                 `dense.ckpt-<step>`.
+            validation_images: number of the run's validation images. With fewer than LEAST_VALIDATION the newest
+                checkpoint is used, and a line says so.
         Returns:
             the path of the restored checkpoint.
         Raises:
             UserError: there is no intact checkpoint, or the chosen checkpoint is not found or not intact.
         """
-        found = self.directory.checkpoints("best") + self.directory.checkpoints()
-        if not found:
+        best, newest = self.directory.checkpoints("best"), self.directory.checkpoints()
+        if not best and not newest:
             raise UserError("%s has no checkpoint yet: run without mode= to continue its training"
                             % self.directory.path)
+        found = best + newest
+        if validation_images < LEAST_VALIDATION:
+            found = newest + best
+            if best and chosen == "best":
+                say("%d validation images are too few to choose weights by: the newest are used" % validation_images)
         if chosen != "best":
             name = re.sub(r"\.(index|data-\d+-of-\d+)$", "", chosen)
             paths = [os.path.join(folder, name) for folder in ("", self.directory.path,

@@ -10,7 +10,10 @@ import sys
 import tensorflow.compat.v1 as tf
 
 from support import UserError, say, settings
-from support.interruption import Stopped
+from support.interruption import WARNINGS, Stopped
+from support.optimizers import RECIPES
+
+HELP = {"--help", "-h", "help", "-help"}
 
 
 def main(module, arguments):
@@ -22,11 +25,8 @@ def main(module, arguments):
     """
     mode = "train"
     try:
-        if {"--help", "-h"} & set(arguments):
-            config = module.choose([argument for argument in arguments if argument not in ("--help", "-h")])
-            say(module.__doc__)
-            say("Hyperparameters, with their values for dataset=%s:" % config.dataset)
-            say(settings.help_text(module, vars(config)))
+        if HELP & set(arguments):
+            _show_help(module, [argument for argument in arguments if argument not in HELP])
         else:
             mode = module.choose(arguments).mode
             getattr(module, mode)(arguments)
@@ -44,11 +44,25 @@ def main(module, arguments):
     return 0
 
 
+def _show_help(module, arguments):
+    config = module.choose(arguments)
+    say(module.__doc__)
+    say("Hyperparameters, with their values for dataset=%s:" % config.dataset)
+    say(settings.help_text(module, vars(config)))
+    say("What an optimizer brings, where nothing else is given or edited:")
+    for optimizer, recipe in RECIPES.items():
+        if recipe:
+            say("  optimizer=%s: %s" % (optimizer, " ".join("%s=%s" % (name, settings.shown(value))
+                                                           for name, value in recipe.items())))
+
+
 def run(module):
     """Runs the program with this process's arguments, and ends the process."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # of a background job of a script
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     status = main(module, sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C has nothing left to stop
+    for number in (signal.SIGINT,) + WARNINGS:  # another one has nothing left to stop
+        signal.signal(number, signal.SIG_IGN)
     if status == 128 + signal.SIGINT:
         sys.stderr.flush()
         os._exit(status)  # the interpreter's own end can abort in the thread that prepares batches
@@ -56,5 +70,8 @@ def run(module):
 
 
 def _failed(message, status=1):
-    print("Densenet.py: %s" % message, file=sys.stderr)
+    try:
+        print("Densenet.py: %s" % message, file=sys.stderr, flush=True)
+    except OSError:  # the terminal is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return status

@@ -8,35 +8,115 @@ tests/record.py writes that file from the constants before a version is publishe
 import hashlib
 import json
 import os
+import re
 import types
 
 from support import UserError, settings
 from support.networks import NETWORKS
 from support.optimizers import recipe_of
 
-LONGEST_NAME = 200  # characters of a run's name; file systems take 255 bytes
+LONGEST_NAME = 200  # bytes of a run's name; file systems take 255
 FOLDER_ONLY = ("image_size", "crop_area")  # settings without effect on data sets whose images have their own size
 
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "shipped_defaults.json")) as _file:
     SHIPPED = json.load(_file)
 
 
-def choose(module, arguments=(), **overrides):
+# The settings that not every mode uses: {name: (the modes that use it, why the others do without)}. The rest describes
+# the training, and repeated in the other modes, it selects the run.
+USED_BY = {
+    "checkpoint": (("evaluate", "predict", "export"), "training resumes its own run by itself"),
+    "images": (("predict",), "the images to train or test on are those in data_dir"),
+    "json": (("predict",), "the results of the other modes are in the run's directory"),
+    "handwriting": (("predict",), "it changes the images that are to be classified"),
+}
+
+# Names of the field that are no settings here: what they are called here, or what is done instead.
+HINTS = {settings.squashed(name): here for here, names in {
+    "init_learning_rate": "lr learning_rate base_lr initial_lr init_lr start_lr lr0 alpha eta rate",
+    "total_epochs": "epoch epochs n_epoch n_epochs nb_epoch nb_epochs num_epoch num_epochs max_epoch max_epochs "
+                    "train_epochs num_train_epochs training_epochs",
+    "batch_size": "batch bs batches mini_batch mini_batch_size train_batch_size",
+    "weight_decay": "wd l2 l2_reg reg lambda decay regularization l2_regularization",
+    "schedule": "sched scheduler lr_schedule lr_scheduler lr_policy lr_decay",
+    "optimizer": "opt optim optimiser",
+    "epsilon": "eps adam_epsilon adam_eps",
+    "label_smoothing": "smoothing label_smooth",
+    "seed": "random_seed manual_seed rng_seed random_state",
+    "precision": "dtype",
+    "memory_efficient": "efficient checkpointing gradient_checkpointing grad_checkpointing",
+    "growth_k": "k growth growth_rate",
+    "compression": "theta reduction compression_rate compression_factor",
+    "blocks": "block_config block_layers layers_per_block",
+    "dropout_rate": "dropout drop drop_rate dropout_prob",
+    "stem_channels": "init_features num_init_features init_channels init_filters nb_filter",
+    "network": "model arch architecture net backbone model_name model_type",
+    "dataset": "dataset_name",
+    "data_dir": "data data_path data_root dataset_dir dataset_path dataset_root root root_dir train_dir input_dir",
+    "validation_size": "val_size valid_size val_split valid_split validation_split val_ratio val_fraction",
+    "image_size": "img_size imgsz size input_size crop_size resize resolution",
+    "augmentation": "augment aug data_augmentation data_aug",
+    "crop_area": "crop random_crop random_resized_crop",
+    "rotation": "rotate degrees random_rotation",
+    "flip": "hflip horizontal_flip random_flip",
+    "cutout": "random_erasing cutout_size cutout_length",
+    "log_dir": "logs log_path tensorboard tensorboard_dir tb_dir summary_dir",
+    "model_dir": "save_dir save_path output_dir out_dir checkpoint_dir ckpt_dir models_dir work_dir results_dir",
+    "run_name": "name exp exp_name experiment experiment_name run tag",
+    "checkpoint": "ckpt ckpt_path checkpoint_path weights restore load model_path model_file snapshot",
+    "images": "image img input inputs file files image_path image_file",
+    "json": "output out output_file out_file predictions",
+    "sync_batch_norm": "sync_bn",
+    "keep_prob is 1 - dropout_rate here, write dropout_rate=0.2 for keep_prob=0.8": "keep_prob keep dropout_keep_prob",
+    "network=NAME sets the depth, as in network=densenet_121, or blocks=6,12,24,16 the layers of each dense block":
+        "depth layers n_layers num_layers nb_layers",
+    "devices=2 is a number of GPUs, and the environment variable CUDA_VISIBLE_DEVICES=0,1 chooses them":
+        "gpu gpus n_gpu n_gpus num_gpus gpu_id gpu_ids device num_devices",
+    "GPUs are used where TensorFlow finds them, unless the environment variable CUDA_VISIBLE_DEVICES is empty":
+        "cuda no_cuda use_cuda use_gpu cpu",
+    "write precision=bfloat16 or precision=float16": "amp fp16 bf16 half mixed mixed_precision use_amp",
+    "momentum is 0.9 in optimizer=sgd and, as Nesterov's, in optimizer=momentum": "momentum",
+    "schedule=steps divides the rate by 10 at 50% and 75% of the steps": "milestones gamma step_size lr_step lr_steps",
+    "warmup=0.1 is a share of the steps": "warmup_epochs warmup_steps",
+    "training is measured in epochs, total_epochs": "steps max_steps num_steps train_steps iterations max_iter",
+    "classes, channels and normalization are found in the data":
+        "num_classes n_classes nb_classes class_num num_class classes channels in_channels mean std",
+    "the same command again resumes a run that was stopped, and a larger total_epochs extends a finished one":
+        "resume continue restart resume_from start_epoch",
+    "there are no weights of other trainings to begin with": "pretrained fine_tune",
+    "batches are prepared by themselves during the steps, and several machines share a run through TF_CONFIG":
+        "workers num_workers n_workers threads world_size rank local_rank",
+    "training images are shuffled anew in each epoch": "shuffle",
+    "the checkpoint with the best validation accuracy is kept and used": "patience early_stopping save_best",
+    "checkpoint_minutes=10 saves every 10 minutes, and each epoch is saved": "save_every save_freq save_interval",
+}.items() for name in names.split()}
+
+
+def choose(module, arguments=(), caller=None, **overrides):
     """The settings of a run.
 
     Args:
         module: has the constants, and in IDENTIFYING the names of those that identify a run.
         arguments: settings as on the command line.
+        caller: the mode whose function in Densenet.py asks; None: the mode is that of the settings.
         overrides: settings as values.
     Returns:
-        a namespace of all settings, with `given`, {name: value} of the arguments and overrides, `identifying`, the
-        names of the settings that identify the run, and `origins`, {name: where its value comes from} of the values
-        that are not those of their constants.
+        a namespace of all settings, with
+        `given`: {name: value} of the arguments and overrides, and of a mode that the caller sets,
+        `edited`: the names of the settings that are given, or whose constant is not the shipped one,
+        `identifying`: the names of the settings that identify the run,
+        `origins`: {name: where its value comes from} of the values that are not those of their constants,
+        `earlier_run_name`: how earlier versions named this run of dataset=folder; None elsewhere and if it has a name.
     Raises:
-        UserError: an unknown name or a bad value.
+        UserError: an unknown name, a bad value, or a setting that the mode or the data set does not use.
     """
     kinds = settings.declared(module)
-    given = settings.given_in(arguments, overrides, kinds)
+    given = settings.given_in(arguments, overrides, kinds, HINTS)
+    usual_mode = settings.check("mode", module.mode, kinds)
+    mode = given.get("mode", caller or usual_mode)
+    _check_mode(given, mode, caller)
+    if mode != usual_mode:
+        given["mode"] = mode
     dataset = given.get("dataset") or settings.check("dataset", module.dataset, kinds)
     constants = settings.constants_of(module, dataset)
     shipped = {name: settings.check(name, value, kinds) for name, value in SHIPPED[dataset].items()}
@@ -59,8 +139,30 @@ def choose(module, arguments=(), **overrides):
     identifying = [name for name in module.IDENTIFYING if dataset == "folder" or name not in FOLDER_ONLY]
     changed = ["%s=%s" % (name, settings.shown(values[name])) for name in identifying
                if name in own and name != "dataset" and values[name] != usual[name]]
-    values["run_name"] = values["run_name"] or _shortened("-".join([dataset] + changed))
-    return types.SimpleNamespace(given=given, origins=origins, identifying=identifying, **values)
+    earlier = None
+    if not values["run_name"]:
+        first = _name_of_folder(values["data_dir"]) if dataset == "folder" else dataset
+        values["run_name"] = _shortened("-".join([first] + changed))
+        earlier = _shortened("-".join([dataset] + changed)) if dataset == "folder" else None
+    return types.SimpleNamespace(given=given, edited=frozenset(own), origins=origins, identifying=identifying,
+                                 earlier_run_name=earlier, **values)
+
+
+def _check_mode(given, mode, caller):
+    """Raises UserError if the caller is the function of another mode, or if a given setting is not used in the mode."""
+    if caller not in (None, mode):
+        raise UserError("%s was called with mode=%s: call Densenet.%s, or Densenet.main, which runs any mode"
+                        % (caller, mode, mode))
+    for name, (modes, instead) in USED_BY.items():
+        if given.get(name) and mode not in modes:  # an empty value asks for nothing
+            raise UserError("%s belongs to mode=%s, not to mode=%s: leave it out, as %s"
+                            % (name, ", ".join(modes), mode, instead))
+
+
+def _name_of_folder(data_dir):
+    """What a run on the images in a folder is named after. Never the name of another data set's run."""
+    name = re.sub(r"[^\w+-]", "_", os.path.basename(os.path.abspath(data_dir))) or "root"
+    return "folder-" + name if name.lower() in SHIPPED else name
 
 
 def identity(config):
@@ -68,19 +170,26 @@ def identity(config):
     return {name: getattr(config, name) for name in config.identifying}
 
 
+# What versions did that saved all that evaluating needs, but did not have these settings yet.
+UNRECORDED = {"cutout": 0, "shift_average": 0, "transition_pooling": "average"}
+
+
 def of_earlier_versions(recorded):
     """The identifying settings of a run as this version compares them, from settings.json of any version.
 
-    Earlier versions wrote null for what was derived or did not apply. The network's name is left out: its parts count.
+    Earlier versions wrote null for what was derived or did not apply, and nothing of settings that they did not have.
+    The network's name is left out: its parts count.
     """
     instead = {"validation_size": 0.1, "transition_channels": 0, "stem_channels": 0}
-    found = {name: instead.get(name) if value is None else value for name, value in recorded.items()}
+    found = dict(UNRECORDED, **{name: instead.get(name) if value is None else value
+                                for name, value in recorded.items()})
     left_out = ("network",) + (() if found.get("dataset") == "folder" else FOLDER_ONLY)
     return {name: value for name, value in found.items() if name not in left_out}
 
 
 def _shortened(name):
-    if len(name) <= LONGEST_NAME:
+    """The name in at most LONGEST_NAME bytes, still another one for another name."""
+    encoded = name.encode()
+    if len(encoded) <= LONGEST_NAME:
         return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-    return "%s-%s" % (name[:LONGEST_NAME - 13], digest)
+    return "%s-%s" % (encoded[:LONGEST_NAME - 13].decode(errors="ignore"), hashlib.sha256(encoded).hexdigest()[:12])

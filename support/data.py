@@ -9,6 +9,8 @@ import numpy as np
 from support.file_reading import DataError
 
 MOST_MEASURED = 60000  # maximum number of training images, evenly spaced, for computing mean and deviation
+NEAR_EMPTY = 5  # training images of a class
+SPLITS = ("train", "validation", "test")
 CHUNK_PIXELS = 2 ** 22  # of the images that are read at once
 
 
@@ -34,6 +36,10 @@ class DataSet:
         mean, deviation: mean and standard deviation of the training pixels in each channel, float32 [C].
         border: the normalized pixel with which images are padded, float32 [C].
         checksum: CRC-32 of all images. None: `fingerprint` computes it from the images.
+        pixel_range: the scale (low, high) of the images with more than 8 bits; see `support.image_reading.to_bytes`.
+            None: there are no such images.
+        digests: {"train", "validation", "test": a 64-bit digest of each image, uint64 [N]}, by which equal images are
+            found; None: not computed.
     """
 
     name: str
@@ -45,6 +51,8 @@ class DataSet:
     deviation: np.ndarray
     border: np.ndarray
     checksum: int = None
+    pixel_range: tuple = None
+    digests: dict = None
 
     @property
     def image_shape(self):
@@ -58,12 +66,25 @@ class DataSet:
             if self.checksum is None:
                 crc = zlib.crc32(np.ascontiguousarray(split.images), crc)
             crc = zlib.crc32(split.labels.astype("<i8").tobytes(), crc)
-        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test), "crc32": crc,
-                "image_shape": list(self.image_shape), "class_names": list(self.class_names)}
+        found = {"train": len(self.train), "validation": len(self.validation), "test": len(self.test), "crc32": crc,
+                 "image_shape": list(self.image_shape), "class_names": list(self.class_names)}
+        return found if self.pixel_range is None else dict(found, pixel_range=list(self.pixel_range))
 
 
-def data_set(name, train, test, class_names, validation_size, black_border, checksum=None):
-    """Returns a DataSet whose validation split is taken from the training split.
+def same_data(first, second):
+    """Whether two fingerprints are of the same images in the same splits.
+
+    A pixel range that only one of them has does not count: earlier versions did not record it, and the checksum is that
+    of the scaled pixels.
+    """
+    names = set(first) | set(second)
+    if "pixel_range" not in set(first) & set(second):
+        names.discard("pixel_range")
+    return all(first.get(name) == second.get(name) for name in names)
+
+
+def data_set(name, train, test, class_names, validation_size, black_border, checksum=None, validation=None):
+    """Returns a DataSet whose validation split is taken from the training split, unless it is given.
 
     The choice of validation images is random but fixed. It does not depend on the run's seed.
 
@@ -75,34 +96,82 @@ def data_set(name, train, test, class_names, validation_size, black_border, chec
         class_names: a name for each label.
         black_border: True: images are padded with black, as around a digit; False: with the mean pixel.
         checksum: CRC-32 of all images. None: `DataSet.fingerprint` computes it from the images.
+        validation: the validation split. None: it is taken from `train`, by validation_size, which is else not used.
     Raises:
-        DataError: the validation split would leave no training images.
+        DataError: there are no training images, or the validation split would leave none.
     """
-    if 0 < validation_size < 1:
-        validation_size = int(validation_size * len(train))
-    if validation_size >= len(train):
-        raise DataError("validation_size=%d leaves nothing of the %d training images of %s: make it smaller"
-                        % (validation_size, len(train), name))
-    order = np.random.RandomState(0).permutation(len(train))
-    kept, held_out = np.sort(order[validation_size:]), np.sort(order[:validation_size])
     subset = getattr(train.images, "subset", train.images.__getitem__)
+    if validation is not None:
+        if not len(train):
+            raise DataError("%s has no training images" % name)
+        kept = np.arange(len(train))
+    else:
+        kept, held_out = _drawn(len(train), validation_size, name)
+        validation = Split(subset(held_out), train.labels[held_out])
     kept_images = subset(kept)
-    # Mean and deviation come from the counts of the 256 byte values: exact, without a float copy of all images.
-    counts = np.zeros([kept_images.shape[-1], 256], np.int64)
-    step = math.ceil(len(kept) / MOST_MEASURED)
-    measured = kept_images if step == 1 else subset(kept[::step])
-    some = max(1, CHUNK_PIXELS // (measured.shape[1] * measured.shape[2]))
-    for start in range(0, len(measured), some):
-        chunk = measured[start:start + some]
+    mean, deviation = _statistics(kept_images)
+    border = -mean / deviation if black_border else np.zeros_like(mean)
+    return DataSet(name, Split(kept_images, train.labels[kept]), validation, test, tuple(class_names),
+                   mean, deviation, border, checksum)
+
+
+def _drawn(count, validation_size, name):
+    """Returns the sorted indices (of the images kept for training, of those held out for validation)."""
+    if 0 < validation_size < 1:
+        validation_size = int(validation_size * count)
+    if validation_size >= count:
+        raise DataError("validation_size=%d leaves nothing of the %d training images of %s: make it smaller"
+                        % (validation_size, count, name))
+    order = np.random.RandomState(0).permutation(count)
+    return np.sort(order[validation_size:]), np.sort(order[:validation_size])
+
+
+def _statistics(images):
+    """Returns mean and standard deviation of the pixels in each channel, float32 [C]."""
+    # They come from the counts of the 256 byte values: exact, without a float copy of all images.
+    counts = np.zeros([images.shape[-1], 256], np.int64)
+    step = math.ceil(len(images) / MOST_MEASURED)
+    if step > 1:
+        images = getattr(images, "subset", images.__getitem__)(np.arange(0, len(images), step))
+    some = max(1, CHUNK_PIXELS // (images.shape[1] * images.shape[2]))
+    for start in range(0, len(images), some):
+        chunk = images[start:start + some]
         counts += [np.bincount(chunk[..., channel].ravel(), minlength=256) for channel in range(chunk.shape[-1])]
     values = np.arange(256.0)
     mean = counts @ values / counts.sum(1)
     deviation = np.sqrt(np.maximum(counts @ values ** 2 / counts.sum(1) - mean ** 2, 1.0))
-    mean, deviation = mean.astype(np.float32), deviation.astype(np.float32)
-    border = -mean / deviation if black_border else np.zeros_like(mean)
-    return DataSet(name, Split(kept_images, train.labels[kept]),
-                   Split(subset(held_out), train.labels[held_out]), test, tuple(class_names),
-                   mean, deviation, border, checksum)
+    return mean.astype(np.float32), deviation.astype(np.float32)
+
+
+def class_summary(data, most=20):
+    """Yields lines about the classes, and sentences about classes with few images.
+
+    Args:
+        data: a DataSet.
+        most: maximum number of classes that a line names. Of more classes, those with the fewest training images are
+            named.
+    """
+    counts = {split: np.bincount(getattr(data, split).labels, minlength=len(data.class_names)) for split in SPLITS}
+    order = np.arange(len(data.class_names))
+    shortened = len(order) > most
+    if shortened:
+        order = np.argsort(counts["train"], kind="stable")
+    shown = ", ".join("%s %s" % (data.class_names[label], " + ".join(str(counts[split][label]) for split in SPLITS))
+                      for label in order[:most])
+    yield "%d classes (training + validation + test images)%s: %s" % (
+        len(order), ", the %d smallest of which are" % most if shortened else "", shown)
+
+    def named(chosen):
+        names = [data.class_names[label] for label in order if chosen[label]]
+        more = len(names) - most
+        return ", ".join(names[:most]) + (" and %d more" % more if more > 0 else "")
+
+    near_empty = counts["train"] < NEAR_EMPTY
+    if near_empty.any():
+        yield "fewer than %d training images, too few to learn from: %s" % (NEAR_EMPTY, named(near_empty))
+    for split in SPLITS[1:]:
+        if counts[split].any() and not counts[split].all():
+            yield "no %s images, so that nothing is known of the accuracy: %s" % (split, named(counts[split] == 0))
 
 
 def color_preprocessing(images, mean, deviation):

@@ -31,7 +31,7 @@ def fetch_all(files, mirrors, folder):
     """Downloads files into a folder. A file gets its name only when it is complete and verified.
 
     Args:
-        files: {name: (size in bytes, sha256 in hexadecimal)}.
+        files: {name: (size in bytes, hash)}; the hash is a sha256 in hexadecimal, or "md5:" and an md5.
         mirrors: URLs of folders that contain the files. Each ends in '/'. They are tried in this order.
         folder: the folder to write to.
     Raises:
@@ -43,9 +43,9 @@ def fetch_all(files, mirrors, folder):
         raise Unavailable("cannot create the folder %s (%s)" % (folder, error.strerror)) from None
     problems = _unreachable(mirrors)
     reachable = [mirror for mirror in mirrors if mirror not in problems]
-    for name, (size, sha256) in files.items():
+    for name, (size, known_hash) in files.items():
         for mirror in reachable:
-            problem = _fetch(mirror + name, name, size, sha256, folder)
+            problem = _fetch(mirror + name, name, size, known_hash, folder)
             if problem is None:
                 break
             problems[mirror] = problem
@@ -54,17 +54,19 @@ def fetch_all(files, mirrors, folder):
                 "%s: %s" % (urlsplit(mirror).netloc, problem) for mirror, problem in problems.items())))
 
 
-def _fetch(url, name, size, sha256, folder):
+def _fetch(url, name, size, known_hash, folder):
     """Tries one URL up to ATTEMPTS times. Returns a description of the last problem, or None after a success."""
     def download(url, temporary, _pooch):
         _stream(url, temporary, name, size)
 
+    if ":" not in known_hash:
+        known_hash = "sha256:" + known_hash
     problem = None
     for attempt in range(ATTEMPTS):
         time.sleep(attempt)  # 0, 1, 2 seconds: a busy server may recover
         try:
             # pooch downloads to a temporary file in the folder, compares the hash, then renames the file.
-            path = pooch.retrieve(url, "sha256:" + sha256, name, folder, downloader=download)
+            path = pooch.retrieve(url, known_hash, name, folder, downloader=download)
             umask = os.umask(0)
             os.umask(umask)
             os.chmod(path, 0o666 & ~umask)  # the temporary file was private to its owner
@@ -74,7 +76,7 @@ def _fetch(url, name, size, sha256, folder):
         except requests.RequestException as error:
             problem = "no complete answer (%s)" % type(error).__name__
         except ValueError:  # pooch: the hash does not match
-            problem = "received a wrong file (sha256 differs)"
+            problem = "received a wrong file (%s differs)" % known_hash.split(":")[0]
         except OSError as error:
             raise Unavailable("cannot write %s (%s)" % (os.path.join(folder, name), error.strerror or error)) from None
     return problem

@@ -1,6 +1,7 @@
 """How is a trained network exported as a SavedModel and a frozen graph, which need only TensorFlow?"""
 
 import collections
+import json
 import os
 import shutil
 
@@ -11,7 +12,7 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from support import UserError
 
 
-def export_graph(sess, inputs, outputs, path):
+def export_graph(sess, inputs, outputs, path, about):
     """Writes the session's graph with its variables converted to constants.
 
     Args:
@@ -19,6 +20,7 @@ def export_graph(sess, inputs, outputs, path):
         inputs, outputs: {name in the signature `serving_default`: tensor}.
         path: the SavedModel is written to the folder `<path>/`, the frozen graph to the file `<path>.pb`. The tensors
             of the frozen graph keep their names.
+        about: {name: value}, what a caller must know of the network; written to `<path>/model.json`.
     Returns:
         (path of the SavedModel, path of the frozen graph).
     Raises:
@@ -49,6 +51,8 @@ def export_graph(sess, inputs, outputs, path):
                 strip_default_attrs=True)  # attributes with default values, which older versions may not know
             with open(builder.save(), "rb") as file:
                 stripped = SavedModel.FromString(file.read()).meta_graphs[0].graph_def
+        with open(os.path.join(new, "model.json"), "w") as file:
+            json.dump(about, file, indent=2, sort_keys=True)
         with open(frozen + ".new", "wb") as file:
             file.write(stripped.SerializeToString())
         os.replace(frozen + ".new", frozen)

@@ -1,12 +1,16 @@
 """How are the files of a data set found, and read without trusting their headers?"""
 
+import contextlib
 import gzip
+import itertools
 import os
+import re
 import tarfile
 import zlib
 
 from support import UserError
 
+GZIP_MAGIC = b"\x1f\x8b"
 MOST_DEFLATE_GAINS = 1032  # maximum ratio of decompressed to compressed size in the deflate format
 
 
@@ -14,8 +18,29 @@ class DataError(UserError):
     """A file or folder of a data set is missing, damaged, or does not have the expected content."""
 
 
+def key(name):
+    """Returns a name in lower case without "-", "_", "." and spaces. Names of files and folders are compared so."""
+    return re.sub(r"[-_. ]", "", name.lower())
+
+
+def listing(folder):
+    """Returns the sorted names in a folder; none if the folder does not exist.
+
+    Raises:
+        DataError: it is not a folder, or cannot be read.
+    """
+    try:
+        return sorted(os.listdir(folder)) if os.path.lexists(folder) else []
+    except OSError as error:
+        raise DataError("%s cannot be read as a folder (%s): set data_dir to the folder that holds the data"
+                        % (folder, error.strerror)) from None
+
+
 def find(names, folders):
-    """Searches folders for a file or folder; returns the first path that is found, or None.
+    """Searches folders for a file; returns the first path that is found, or None.
+
+    Names are compared by their `key`: `train-images.idx3-ubyte` is found as `train-images-idx3-ubyte`. A file may also
+    lie in a folder of its own name.
 
     Args:
         names: names that are accepted, in order of preference within a folder.
@@ -24,19 +49,56 @@ def find(names, folders):
         DataError: one of the folders is not a folder, or cannot be read.
     """
     for folder in folders:
-        try:
-            present = set(os.listdir(folder)) if os.path.lexists(folder) else ()
-        except OSError as error:
-            raise DataError("%s cannot be read as a folder (%s): set data_dir to the folder that holds the data"
-                            % (folder, error.strerror)) from None
-        for name in names:
-            if name in present:
-                return os.path.join(folder, name)
+        paths = [os.path.join(folder, name) for name in _named(listing(folder), names)]
+        inside = (os.path.join(path, name) for path in paths if os.path.isdir(path)
+                  for name in _named(listing(path), names))
+        for path in itertools.chain(paths, inside):
+            if not os.path.isdir(path):
+                return path
     return None
 
 
+def subfolders(names, folders):
+    """Returns the sub-folders of folders that have one of the names, compared by their `key`."""
+    paths = [os.path.join(folder, name) for folder in folders for name in _named(listing(folder), names)]
+    return [path for path in paths if os.path.isdir(path)]
+
+
+def _named(present, names):
+    """The present names that equal one of `names` by their `key`: exact ones first, in the order of `names`."""
+    keys = {key(name) for name in names}
+    exact = [name for name in names if name in present]
+    return exact + [name for name in present if key(name) in keys and name not in exact]
+
+
+def similar(pattern, folders, used=()):
+    """Returns what lies in folders under a similar name, so that a message can say that it is not used.
+
+    Args:
+        pattern: regular expression, searched in the `key` of each name.
+        folders: folders to search. Those that cannot be read are skipped.
+        used: paths to leave out, besides the folders themselves.
+    """
+    found = []
+    for folder in dict.fromkeys(folders):
+        with contextlib.suppress(DataError):
+            found += [os.path.join(folder, name) for name in listing(folder) if re.search(pattern, key(name))]
+    return [path for path in found if path not in used and path not in folders]
+
+
+def shortened(paths, most=5):
+    """Returns paths as text: at most `most` of them, then the number of the others."""
+    return ", ".join(list(paths)[:most]) + (" and %d more" % (len(paths) - most) if len(paths) > most else "")
+
+
+def _opener(path):
+    """`gzip.open` or `open`, by the file's content: browsers unpack some downloads and keep their names."""
+    with open(path, "rb") as file:
+        return gzip.open if file.read(len(GZIP_MAGIC)) == GZIP_MAGIC else open
+
+
 def read_bytes(path, header_size, size_from_header):
-    """Reads a file and checks that its size agrees with its header. A file named *.gz is decompressed.
+    """Reads a file and checks that its size agrees with its header. Content in gzip format is decompressed.
 
     Args:
         path: the file.
@@ -47,12 +109,13 @@ def read_bytes(path, header_size, size_from_header):
         DataError: the file is unreadable or damaged, or shorter or longer than its header says.
     """
     try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+        opener = _opener(path)
+        with opener(path, "rb") as file:
             header = file.read(header_size)
             if len(header) < header_size:
                 raise DataError("%s is truncated: its header is incomplete" % path)
             size = size_from_header(header)
-            limit = os.path.getsize(path) * (MOST_DEFLATE_GAINS if path.endswith(".gz") else 1)
+            limit = os.path.getsize(path) * (MOST_DEFLATE_GAINS if opener is gzip.open else 1)
             if size > limit:  # checked before memory is allocated
                 raise DataError("%s should hold %d bytes, more than a file of its size can" % (path, size))
             content = header + file.read(size - header_size + 1)
@@ -67,7 +130,9 @@ def read_bytes(path, header_size, size_from_header):
 
 
 def read_members(path, sizes):
-    """Reads members of a tar.gz archive into memory. Nothing is extracted to disk, so member paths are harmless.
+    """Reads members of a tar archive, plain or compressed with gzip, into memory.
+
+    Nothing is extracted to disk, so member paths are harmless.
 
     Args:
         path: the archive.
@@ -80,7 +145,7 @@ def read_members(path, sizes):
     """
     found = {}
     try:
-        with gzip.open(path, "rb") as unpacked:
+        with _opener(path)(path, "rb") as unpacked:
             limited = _Limited(unpacked, (1 << 20) + 2 * sum(sizes.values()))
             with tarfile.open(fileobj=limited, mode="r|") as archive:
                 found.update((member.name, _content_of(archive, member, sizes[member.name], path))

@@ -86,6 +86,10 @@ class Heartbeat:
         return "worker %d (%s)" % (task, self._workers[task])
 
     def _end(self, what):
-        print("Densenet.py: %s: start all workers again, they resume from the newest checkpoint" % what,
-              file=sys.stderr, flush=True)
-        os._exit(1)
+        try:
+            print("Densenet.py: %s: start all workers again, they resume from the newest checkpoint" % what,
+                  file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            pass  # the terminal is gone, or the stream is closed: the process has to end all the same
+        finally:
+            os._exit(1)

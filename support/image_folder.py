@@ -11,78 +11,143 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from support import UserError, say
-from support.data import Split, data_set
+from support.data import SPLITS, Split, data_set
 from support.file_reading import DataError
+from support.folder_layout import layout_of
+from support.image_reading import CUT_OFF, ORIENTATION_UNKNOWN, range_of, read_image
 from support.machine import cores
 from support.run_directory import fcntl
 
 CHANNELS = 3
-TEST_SHARE = 1 / 6  # of each class's images, if there is no test folder; a fixed random choice
+CACHE_VERSION = 2  # of the content of the cache. A cache of another version is not used
 LISTED = 10  # maximum number of unreadable files that the terminal lists
 CROP_MARGIN = 8 / 7  # for random crops, images are stored larger than image_size by this factor, 256/224
-IGNORED = ("Thumbs.db", "desktop.ini")
+SUMMARIES = {ORIENTATION_UNKNOWN: "files with unreadable EXIF data, whose orientation is unknown: %d",
+             CUT_OFF: "truncated files, of which the readable part is used: %d"}
 
 
-def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir="cache"):
+def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir="cache", pixel_range=None,
+                 truncated=False, excluded=()):
     """Returns the images under a folder as a DataSet with uint8 images [N, image_size, image_size, 3].
 
     All images are decoded once into a cache on disk. Indexing the DataSet's images reads them from the cache.
 
     Args:
-        data_dir: contains one sub-folder per class, or `train` and `test` (or `val`) with one sub-folder per class.
-        validation_size: number of training images held out, or a share of them.
+        data_dir: a folder that `support.folder_layout.layout_of` understands.
+        validation_size: number of training images held out, or a share of them. Not used where data_dir has both
+            validation and test images.
         image_size: side in pixels of the images that a network gets.
         crop_area: see `random_boxes`.
         cache_dir: the decoded images are stored in a sub-folder of this folder.
+        pixel_range: the scale of images with more than 8 bits, (low, high); None: found by
+            `support.image_reading.range_of`.
+        truncated: whether the readable part of truncated files is used.
+        excluded: more folders that the program writes: they are never data.
     Raises:
         DataError: there are no valid class folders, a class has no readable training image, or the test split is empty.
         UserError: the cache cannot be written or read, or the operating system cannot read an image file.
     """
-    classes, files = _listed(data_dir)
+    layout = layout_of(data_dir, (cache_dir,) + tuple(excluded))
     side = stored_side(image_size, crop_area)
-    digest = hashlib.sha256()
-    for path, label, test in files:
-        digest.update(repr((os.path.relpath(path, data_dir), label, test, _facts(path))).encode("utf-8",
-                                                                                                "surrogateescape"))
+    digest = hashlib.sha256(repr((CACHE_VERSION, pixel_range and tuple(map(float, pixel_range)), truncated)).encode())
+    for path, label, split in layout.files:
+        digest.update(repr((os.path.relpath(path, data_dir), label, split, _facts(path))).encode("utf-8",
+                                                                                                 "surrogateescape"))
     name = "%s-%dpx-%s" % (os.path.basename(os.path.abspath(data_dir)), side, digest.hexdigest()[:12])
     cache = os.path.join(cache_dir, name)
+    for line in layout.notes:
+        say(line)
     try:
         os.makedirs(cache_dir, exist_ok=True)
         with _locked(cache + ".lock"):
             if not os.path.isdir(cache):
-                _decode(files, side, data_dir, cache)
+                _decode(layout.files, side, data_dir, cache, pixel_range, truncated)
     except OSError as error:
         raise UserError("cannot write the decoded images to %s (%s): make room there, or set cache_dir to another "
                         "folder" % (cache, error.strerror or error)) from None
+    index, pixels = _read(cache, side)
+    _say_notes(index, cache)
+    rows = {split: np.flatnonzero(index["splits"] == number) for number, split in enumerate(SPLITS)}
+    splits = {split: Split(Images(pixels, rows[split], image_size), index["labels"][rows[split]]) for split in SPLITS}
+    given = len(rows["validation"]) > 0
+    if given:
+        say("validation: the %d images that %s has for it; validation_size is not used"
+            % (len(rows["validation"]), data_dir))
+    data = data_set("folder", splits["train"], splits["test"], layout.class_names, validation_size, black_border=False,
+                    checksum=int(index["checksum"]), validation=splits["validation"] if given else None)
+    data.pixel_range = tuple(index["pixel_range"].tolist()) or None
+    data.digests = {split: index["digests"][getattr(data, split).images.rows] for split in SPLITS}
+    _check_splits(data, data_dir, given, any(split == "test" for _, _, split in layout.files))
+    _say_repeated(data)
+    return data
+
+
+def _read(cache, side):
+    """Returns ({name: array} of the cache's index, the stored images uint8 [N, side, side, CHANNELS])."""
     try:
-        with np.load(os.path.join(cache, "index.npz")) as index:
-            labels, test, skipped, checksum = (index[key] for key in ("labels", "test", "skipped", "checksum"))
-        pixels = np.memmap(os.path.join(cache, "pixels"), np.uint8, "r", shape=(len(labels), side, side, CHANNELS))
+        with np.load(os.path.join(cache, "index.npz")) as content:
+            index = {name: content[name]
+                     for name in ("labels", "splits", "digests", "pixel_range", "skipped", "notes", "checksum")}
+        return index, np.memmap(os.path.join(cache, "pixels"), np.uint8, "r",
+                                shape=(len(index["labels"]), side, side, CHANNELS))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError("the decoded images in %s cannot be read (%s): delete that folder, and they are decoded anew"
                         % (cache, error)) from None
-    for line in skipped[:LISTED].tolist():
+
+
+def _say_notes(index, cache):
+    """Prints what was found while the images were decoded."""
+    skipped = index["skipped"].tolist()
+    for line in skipped[:LISTED]:
         say("skipped %s" % line)
     if len(skipped) > LISTED:
         say("skipped %d more files: %s lists all of them" % (len(skipped) - LISTED, os.path.join(cache, "skipped.txt")))
+    if len(index["pixel_range"]):
+        say("images with more than 8 bits: the pixel values %g to %g become black to white"
+            % tuple(index["pixel_range"]))
+    for line in index["notes"].tolist():
+        say(line)
 
-    def split(rows):
-        return Split(Images(pixels, rows, image_size), labels[rows])
 
-    data = data_set("folder", split(np.flatnonzero(~test)), split(np.flatnonzero(test)), classes, validation_size,
-                    black_border=False, checksum=int(checksum))
-    untaught = sorted(set(range(len(classes))) - set(data.train.labels.tolist()))
+def _check_splits(data, data_dir, validation_given, test_given):
+    """Raises DataError if there is nothing to learn a class from, or nothing to test with."""
+    untaught = sorted(set(range(len(data.class_names))) - set(data.train.labels.tolist()))
     if untaught:
-        raise DataError("%s has no training image of the class %s that can be read: put some there, take the folder "
-                        "away, or make validation_size smaller" % (data_dir, classes[untaught[0]]))
+        raise DataError("%s has no training image of the class %s that can be read: put some there, %s"
+                        % (data_dir, data.class_names[untaught[0]], "or take the folder away" if validation_given else
+                           "take the folder away, or make validation_size smaller"))
+    if not len(data.test) and test_given:
+        raise DataError("none of the test images of %s can be read: put others there" % data_dir)
     if not len(data.test):
-        raise DataError("%s has too few images to test with: put at least four into each folder, or make folders train "
-                        "and test with the classes in them" % data_dir)
-    return data
+        raise DataError("%s has too few images to test with: put at least four into the folder of each class, or make "
+                        "folders train and test with the folders of the classes in both" % data_dir)
+
+
+def _say_repeated(data):
+    """Says how many images of the other splits are training images, too."""
+    for split, figure in (("validation", "loss and accuracy there are better than they would be without them"),
+                          ("test", "the accuracy is too high by them")):
+        repeated = int(np.isin(data.digests[split], data.digests["train"]).sum())
+        if repeated:
+            say("%d of the %d %s images are also training images: %s"
+                % (repeated, len(data.digests[split]), split, figure))
+
+
+def options(config):
+    """The arguments of `prepare_data` after the first two, from the settings of a run, {name: value}."""
+    return dict(image_size=config.image_size, crop_area=config.crop_area, cache_dir=config.cache_dir,
+                pixel_range=None if config.pixel_range == "auto" else config.pixel_range,
+                truncated=config.truncated_images, excluded=(config.model_dir, config.log_dir))
+
+
+def joined(splits):
+    """The images of several Splits of one folder, as one Split."""
+    rows = np.concatenate([split.images.rows for split in splits])
+    return Split(splits[0].images.with_rows(rows), np.concatenate([split.labels for split in splits]))
 
 
 def stored_side(image_size, crop_area):
@@ -97,7 +162,7 @@ def centre_of(images, size):
 
 
 class Images:
-    """The centres, uint8 [N, size, size, 3], of N of the stored images [M, S, S, 3].
+    """The centres, uint8 [N, size, size, 3], of N of the stored images [M, S, S, 3]: those of the indices `rows`.
 
     An object of this class is used like an array. Indexing it reads the images from the memory-mapped cache file. The
     operating system keeps as much of the file in memory as fits.
@@ -105,19 +170,23 @@ class Images:
 
     def __init__(self, pixels, rows, size):
         self._pixels = pixels
-        self._rows = rows
+        self.rows = rows
         self._size = size
         self.shape = (len(rows), size, size, pixels.shape[3])
 
     def __len__(self):
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, chosen):
-        return centre_of(self._pixels[self._rows[chosen]], self._size)
+        return centre_of(self._pixels[self.rows[chosen]], self._size)
 
     def subset(self, chosen):
         """Returns the chosen images as another `Images`, without reading them."""
-        return Images(self._pixels, self._rows[chosen], self._size)
+        return self.with_rows(self.rows[chosen])
+
+    def with_rows(self, rows):
+        """Returns other ones of the stored images as another `Images`, without reading them."""
+        return Images(self._pixels, rows, self._size)
 
     def crops(self, batches, boxes=None):
         """Yields uint8 [n, size, size, 3] for each batch. `tf.data` reads and resizes ahead, on all cores.
@@ -154,7 +223,7 @@ class Images:
         # this generator in another thread.
         sess = tf.Session(graph=graph, config=tf.ConfigProto(device_count={"GPU": 0}))
         try:
-            sess.run(iterator.initializer, {rows: self._rows[batches.ravel()], parts: boxes.reshape(-1, 4)})
+            sess.run(iterator.initializer, {rows: self.rows[batches.ravel()], parts: boxes.reshape(-1, 4)})
             for _ in batches:
                 yield sess.run(following)
         finally:
@@ -179,47 +248,6 @@ def random_boxes(count, crop_area, random):
     return np.stack([left, top, left + width, top + height], 1).astype(np.float32)
 
 
-def read_image(path, side, channels):
-    """Reads an image file as uint8 [side, side, channels], in any format that Pillow reads.
-
-    The EXIF orientation is applied. Transparent images are drawn on white. The image is cropped to a square at its
-    centre and resized.
-
-    Args:
-        path: the image file.
-        side: side in pixels of the result.
-        channels: 1 for grey, 3 for red, green and blue.
-    Raises:
-        Exception: the file is not an image, or it is damaged. Pillow's decoders raise exceptions of many types.
-    """
-    with Image.open(path) as image:
-        image.draft("RGB", (side, side))  # decodes a large JPEG at a fraction of its size
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # grey, 16 or 32 bits per pixel
-            grey = np.asarray(image)
-            image = Image.fromarray((grey / (256 if grey.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
-        if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-        image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (side, side), Image.BILINEAR)
-        return np.asarray(image).reshape(side, side, channels)
-
-
-def files_under(path):
-    """Lists the files under a folder, at any depth, sorted and without hidden files. For a file, returns [path]."""
-    if not os.path.isdir(path):
-        return [path]
-    found, visited = [], set()
-    for folder, folders, names in os.walk(path, followlinks=True):
-        if os.path.realpath(folder) in visited:  # a symbolic link to a folder that was visited
-            folders[:] = []
-            continue
-        visited.add(os.path.realpath(folder))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(folder, name) for name in names if not name.startswith(".") and name not in IGNORED]
-    return sorted(found)
-
-
 def _facts(path):
     """Returns (size, modification time) of a file, by which a change is detected; None if they cannot be read."""
     try:
@@ -229,77 +257,54 @@ def _facts(path):
     return found.st_size, found.st_mtime_ns
 
 
-def _listed(data_dir):
-    """Returns (class names, [(path, label, whether it is a test image)])."""
-    def folders_in(folder):
-        try:
-            return sorted(name for name in os.listdir(folder)
-                          if not name.startswith(".") and os.path.isdir(os.path.join(folder, name)))
-        except OSError as error:
-            raise DataError("%s cannot be read as a folder (%s): set data_dir to the folder that holds a sub-folder of "
-                            "images for each class" % (folder, error.strerror)) from None
-
-    names = folders_in(data_dir)
-    train = os.path.join(data_dir, "train") if "train" in names else data_dir
-    test = next((os.path.join(data_dir, name) for name in ("test", "val") if "train" in names and name in names), None)
-    classes = folders_in(train)
-    if len(classes) < 2:
-        raise DataError("%s has %d sub-folders, not one for each of two classes or more: set data_dir to the folder "
-                        "that holds them" % (train, len(classes)))
-    for name in classes:
-        if not name.isprintable():  # for example, it is not UTF-8
-            raise DataError("%s has a sub-folder %r: give it a name of letters that can be shown" % (train, name))
-    if test and set(folders_in(test)) - set(classes):
-        raise DataError("%s has the class %s, which %s has not: there is nothing to learn it from"
-                        % (test, min(set(folders_in(test)) - set(classes)), train))
-    files = []
-    for label, name in enumerate(classes):
-        paths = files_under(os.path.join(train, name))
-        order = np.random.RandomState(label).permutation(len(paths))
-        drawn = set() if test else set(order[:round(TEST_SHARE * len(paths))].tolist())
-        files += [(path, label, number in drawn) for number, path in enumerate(paths)]
-        if test and os.path.isdir(os.path.join(test, name)):
-            files += [(path, label, True) for path in files_under(os.path.join(test, name))]
-    return classes, files
-
-
-def _decode(files, side, data_dir, cache):
+def _decode(files, side, data_dir, cache, pixel_range, truncated):
     """Decodes the files into a new cache. The cache gets its name only when it is complete."""
-    def decoded(entry):
-        try:
-            return read_image(entry[0], side, CHANNELS).tobytes(), None
-        except Exception as error:  # of any type: see read_image
-            if isinstance(error, MemoryError) or getattr(error, "errno", None):  # not caused by the content
-                raise UserError("%s cannot be read (%s): make it readable, or take it away"
-                                % (entry[0], getattr(error, "strerror", None) or "not enough memory")) from None
-            return None, "%s: %s" % (os.path.relpath(entry[0], data_dir), " ".join(str(error).split()) or
-                                     type(error).__name__)
-
     say("decoding %d images of %s into %s" % (len(files), data_dir, cache))
     new = cache + ".new"
     shutil.rmtree(new, ignore_errors=True)  # left over by a killed process
     os.makedirs(new)
-    kept, skipped, checksum = [], [], 0
-    shows = sys.stderr is not None and sys.stderr.isatty()
-    with open(os.path.join(new, "pixels"), "wb") as output, ThreadPoolExecutor(cores()) as threads:
-        for start in range(0, len(files), 1024):  # in groups, to limit the decoded images in memory
-            some = files[start:start + 1024]
-            for entry, (pixels, problem) in zip(some, tqdm(threads.map(decoded, some), total=len(some), leave=False,
-                                                           disable=not shows)):
-                if problem:
-                    skipped.append(problem)
-                    continue
-                output.write(pixels)
-                kept.append(entry[1:])
-                checksum = zlib.crc32(pixels, checksum)
+    pixel_range, notes = range_of([path for path, _, _ in files], truncated, pixel_range)
+    kept, digests, skipped, uncertain, checksum = [], [], [], [], 0
+    with open(os.path.join(new, "pixels"), "wb") as output:
+        for (path, label, split), (pixels, result) in _decoded(files, side, pixel_range, truncated):
+            if pixels is None:
+                skipped.append("%s: %s" % (os.path.relpath(path, data_dir), result))
+                continue
+            output.write(pixels)
+            kept.append((label, SPLITS.index(split)))
+            digests.append(hashlib.blake2b(pixels, digest_size=8).digest())
+            uncertain += result
+            checksum = zlib.crc32(pixels, checksum)
     if not kept:
         raise DataError("%s has no image that can be read (%s)" % (data_dir, "; ".join(skipped[:3]) or "no files"))
     with open(os.path.join(new, "skipped.txt"), "w", errors="backslashreplace") as output:
         output.writelines(line + "\n" for line in skipped)
-    labels, test = zip(*kept)
-    np.savez(os.path.join(new, "index.npz"), labels=np.array(labels, np.int64), test=np.array(test, bool),
-             skipped=np.array(skipped, str), checksum=checksum)
+    notes += [line % uncertain.count(note) for note, line in SUMMARIES.items() if note in uncertain]
+    labels, splits = zip(*kept)
+    np.savez(os.path.join(new, "index.npz"), labels=np.array(labels, np.int64), splits=np.array(splits, np.int8),
+             digests=np.frombuffer(b"".join(digests), "<u8"), pixel_range=np.array(pixel_range or (), np.float64),
+             skipped=np.array(skipped, str), notes=np.array(notes, str), checksum=checksum)
     os.replace(new, cache)
+
+
+def _decoded(files, side, pixel_range, truncated):
+    """Yields each of the files with (its pixels as bytes, notes), or with (None, why it cannot be used)."""
+    def decoded(path):
+        notes = []
+        try:
+            return read_image(path, side, CHANNELS, pixel_range, truncated, notes).tobytes(), notes
+        except Exception as error:  # of any type: see read_image
+            if isinstance(error, MemoryError) or getattr(error, "errno", None):  # not caused by the content
+                raise UserError("%s cannot be read (%s): make it readable, or take it away"
+                                % (path, getattr(error, "strerror", None) or "not enough memory")) from None
+            return None, " ".join(str(error).split()) or type(error).__name__
+
+    shows = sys.stderr is not None and sys.stderr.isatty()
+    with ThreadPoolExecutor(cores()) as threads:
+        for start in range(0, len(files), 1024):  # in groups, to limit the decoded images in memory
+            some = files[start:start + 1024]
+            yield from zip(some, tqdm(threads.map(decoded, [path for path, _, _ in some]), total=len(some), leave=False,
+                                      disable=not shows))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
-"""What can be done with a trained run: evaluate, predict, export.
+"""What can be done with a trained run: it is found, evaluated, exported. Prediction has a module of its own.
 
 The network comes from Densenet.py, as functions: `choose`, `prepare_data`, `build_evaluation`, `inference`.
 """
 
+import dataclasses
 import os
+import re
 import types
 
 import numpy as np
@@ -12,9 +14,11 @@ import tensorflow.compat.v1 as tf
 from support import UserError, image_folder, say, settings
 from support.checkpoints import Checkpoints, step_of
 from support.configuration import of_earlier_versions
+from support.data import Split, same_data
 from support.evaluation import evaluate_split
 from support.export import export_graph
-from support.run_directory import RunDirectory, runs_in, write_json
+from support.file_reading import shortened
+from support.run_directory import SEEN_IMAGES, RunDirectory, runs_in
 from support.tensorboard import log_evaluation
 from support.workers import Cluster
 
@@ -31,8 +35,7 @@ def trained_run(choose, arguments=(), **overrides):
         UserError: bad settings; there is no such run, or it was trained with other settings than are given.
     """
     config = choose(arguments, **overrides)
-    directory = RunDirectory(os.path.join(config.model_dir, config.run_name), {})
-    recorded = directory.read_json("settings.json")
+    directory, recorded = _recorded(config)
     if recorded is None:
         if config.dataset == "mnist" and config.digits_stand_in and "dataset" not in config.given:
             digits = choose(**dict(config.given, dataset="digits"))  # as training does without MNIST
@@ -45,8 +48,10 @@ def trained_run(choose, arguments=(), **overrides):
     if "class_names" not in facts:
         raise UserError("%s was trained by an earlier version, which did not save what this needs: train it again, "
                         "under another run_name" % directory.path)
+    data_dir = recorded.pop("data_dir", None)
     trained_with = of_earlier_versions(recorded)
-    trained = choose(**dict(config.given, **dict(trained_with, run_name=config.run_name)))
+    where = {"data_dir": data_dir} if data_dir and "data_dir" not in config.given else {}
+    trained = choose(**dict(config.given, **dict(trained_with, run_name=os.path.basename(directory.path), **where)))
     for name in set(config.given) & set(trained_with):
         given = getattr(config, name)
         if given != getattr(trained, name) and given != "auto":
@@ -55,41 +60,109 @@ def trained_run(choose, arguments=(), **overrides):
     return trained, directory, facts
 
 
+def _recorded(config):
+    """(the run's RunDirectory, its settings.json or None). Earlier versions named runs on image folders otherwise."""
+    directory = RunDirectory(os.path.join(config.model_dir, config.run_name), {})
+    recorded = directory.read_json("settings.json")
+    if recorded is None and config.earlier_run_name:
+        earlier = RunDirectory(os.path.join(config.model_dir, config.earlier_run_name), {})
+        if earlier.read_json("settings.json") is not None:
+            return earlier, earlier.read_json("settings.json")
+    return directory, recorded
+
+
 def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
-    """Evaluates a run's checkpoint on the test images, as training does; prints, logs and writes the result.
+    """Evaluates a run's checkpoint, as training does; prints and writes the result.
+
+    It is evaluated on the run's test images, or where `data_dir` holds other data than the run's, on the images there
+    that it was not trained on.
 
     Args:
         choose, prepare_data, build_evaluation: the functions of Densenet.py.
         arguments, overrides: settings, as for training.
     Returns:
-        the content of the run's evaluation.json. An earlier file with other content gets another name first.
+        the content of the run's evaluation.json, for other data of evaluation_of_<name>.json. An earlier file with
+        other content gets another name first.
     Raises:
-        UserError: bad settings, no such run, no intact checkpoint, or other data than it was trained on.
+        UserError: bad settings, no such run, no intact checkpoint; other data with other classes.
     """
     config, directory, facts = trained_run(choose, arguments, **overrides)
+    if facts.get("pixel_range"):
+        config.pixel_range = tuple(facts["pixel_range"])
     data, config = prepare_data(config)
-    if data.fingerprint() != facts:
-        raise UserError("the images of %s are not those that %s was trained on: put these back, or look at others with "
-                        "mode=predict" % (data.name, directory.path))
-    cluster = Cluster(config.batch_size, config.devices)
+    is_other = not same_data(data.fingerprint(), facts)
+    if is_other:
+        data = _as_other_data(data, facts, directory, config.data_dir)
+    cluster = Cluster(config.batch_size, config.devices, images=facts["train"])  # as in training
     with tf.Graph().as_default(), tf.Session(config=cluster.session_config(config.precision)) as sess:
-        images = tf.placeholder(tf.float32, (config.batch_size,) + data.image_shape, "images")
-        labels = tf.placeholder(tf.int64, [config.batch_size], "labels")
+        images = tf.placeholder(tf.float32, (cluster.batch_size,) + data.image_shape, "images")
+        labels = tf.placeholder(tf.int64, [cluster.batch_size], "labels")
         net = build_evaluation(images, labels, config, len(data.class_names), cluster)
-        used = Checkpoints(directory).restore_for_use(sess, config.checkpoint)
-        evaluation = evaluate_split(sess, net, data.test, data)
+        used = Checkpoints(directory).restore_for_use(sess, config.checkpoint, facts["validation"])
+        evaluation = evaluate_split(sess, net, data.test, _normalized_as_trained(data, used))
     for line in evaluation.table(data.class_names):
         say(line)
     content = dict(evaluation.as_json(data.class_names), dataset=config.dataset, tensorflow=tf.VERSION,
                    checkpoint=os.path.relpath(used, directory.path))
-    if directory.read_json("evaluation.json") not in (None, content):
-        directory.keep_json("evaluation.json")
-    directory.write_json("evaluation.json", content)
-    log_evaluation(os.path.join(config.log_dir, config.run_name, "test"), step_of(used), evaluation, data.test.images,
-                   data.class_names)
-    say("test accuracy %.2f%%, loss %.4f, of %s (%s)" % (
-        100 * evaluation.accuracy, evaluation.loss, used, os.path.join(directory.path, "evaluation.json")))
+    file = "evaluation.json"
+    if is_other:
+        content["data_dir"] = os.path.abspath(config.data_dir)
+        file = "evaluation_of_%s.json" % re.sub(r"[^\w+-]", "_", os.path.basename(content["data_dir"]))
+    else:
+        log_evaluation(config.log_dir, config.run_name, step_of(used), evaluation, data.test.images, data.class_names)
+    if directory.read_json(file) not in (None, content):
+        directory.keep_json(file)
+    directory.write_json(file, content)
+    say("%s accuracy %.2f%%, loss %.4f, of %s (%s)" % (
+        "other data, not the run's: " if is_other else "test",
+        100 * evaluation.accuracy, evaluation.loss, used, os.path.join(directory.path, file)))
     return content
+
+
+def _as_other_data(data, facts, directory, data_dir):
+    """A DataSet whose test split holds the images that a run was not trained on, labelled as in the run.
+
+    Args:
+        data: the DataSet found in `data_dir`, another than the run's, or the run's with some images changed.
+        facts: what the run recorded of its data.
+        directory: the run's RunDirectory.
+    Raises:
+        UserError: it has another class, or images of another shape, than the run; there is no image to evaluate.
+    """
+    unknown = sorted(set(data.class_names) - set(facts["class_names"]))
+    if unknown:
+        raise UserError("%s has the class %s, which %s was not trained on: its classes are %s"
+                        % (data_dir, unknown[0], directory.path, shortened(facts["class_names"])))
+    if list(data.image_shape) != facts["image_shape"]:
+        raise UserError("the images in %s have the shape %s, those of %s %s: set data_dir to images of that shape" % (
+            data_dir, "x".join(map(str, data.image_shape)), directory.path, "x".join(map(str, facts["image_shape"]))))
+    test, left_out = data.test, 0
+    if data.digests is not None:  # an image folder: all its images, but those that the run has seen
+        test = image_folder.joined([data.train, data.validation, data.test])
+        digests = np.concatenate([data.digests[split] for split in ("train", "validation", "test")])
+        try:
+            unseen = np.flatnonzero(~np.isin(digests, np.load(os.path.join(directory.path, SEEN_IMAGES))))
+        except (OSError, ValueError):
+            unseen = np.arange(len(digests))
+            say("%s did not record its training images: those in %s cannot be left out, and with any of them the "
+                "accuracy is too high" % (directory.path, data_dir))
+        left_out = len(digests) - len(unseen)
+        test = Split(test.images.subset(unseen), test.labels[unseen])
+    if not len(test):
+        raise UserError("%s has no image that %s was not trained on: set data_dir to other images"
+                        % (data_dir, directory.path))
+    say("%s holds other data than %s was trained on: %d images are evaluated%s" % (
+        data_dir, directory.path, len(test), left_out and (", %d that it was trained on or chosen by are left out"
+                                                           % left_out) or ""))
+    labels = np.array([facts["class_names"].index(name) for name in data.class_names])[test.labels]
+    return dataclasses.replace(data, test=Split(test.images, labels), class_names=tuple(facts["class_names"]))
+
+
+def _normalized_as_trained(data, checkpoint):
+    """The DataSet with the mean and deviation that the checkpoint has."""
+    saved = tf.train.load_checkpoint(checkpoint)
+    return dataclasses.replace(data, mean=saved.get_tensor("normalization/mean"),
+                               deviation=saved.get_tensor("normalization/deviation"))
 
 
 def serving_graph(inference, config, facts):
@@ -110,62 +183,19 @@ def serving_graph(inference, config, facts):
     return images, tf.nn.softmax(logits, name="probabilities"), tf.constant(facts["class_names"], name="class_names")
 
 
-def predict(choose, inference, arguments=(), **overrides):
-    """Classifies image files with a run's network; prints each answer.
+def preparation_of(config, facts):
+    """How an image file becomes the pixels that a run's network gets, {name: value}: an export's model.json.
 
-    Args:
-        choose, inference: the functions of Densenet.py.
-        arguments, overrides: settings, as for training.
-    Returns:
-        [{"image": path, "classes": [names, the most probable first], "probabilities": [of these]}].
-    Raises:
-        UserError: bad settings, no such run, no intact checkpoint; after all answers, if files were skipped.
+    mode: Pillow's, L for grey or RGB. resize: side in pixels to which the square at an image's centre is resized. crop:
+    the part of that, as (left, top, right, bottom). size: side of the result. pixel_range: the values that are black
+    and white in images of more than 8 bits; null: there were none. class_names: of the probabilities, in their order.
     """
-    config, directory, facts = trained_run(choose, arguments, **overrides)
-    if not config.images:
-        raise UserError("mode=predict classifies images: name files or folders, images=a.png,folder/")
-    height, _, channels = facts["image_shape"]
-    side = image_folder.stored_side(height, config.crop_area if config.dataset == "folder" else 1.0)
-    files = [file for path in config.images for file in image_folder.files_under(path)]
-    if not files:
-        raise UserError("there are no files in %s" % ", ".join(config.images))
-    if config.json:
-        write_json(config.json, [], "json")  # now: an error after the work would lose it
-    answers = []
-    with tf.Graph().as_default(), tf.Session(config=Cluster().session_config()) as sess:
-        images, probabilities, _ = serving_graph(inference, config, facts)
-        say("network: %s" % Checkpoints(directory).restore_for_use(sess, config.checkpoint))
-        try:
-            for file in files:
-                pixels = _pixels_of(file, side, height, channels)
-                if pixels is not None:
-                    found = sess.run(probabilities, {images: pixels[None]})[0]
-                    answers.append(_answer(file, found, facts["class_names"]))
-        finally:
-            if config.json:
-                write_json(config.json, answers, "json")
-    if len(answers) < len(files):
-        raise UserError("%d of %d files were skipped, as said above" % (len(files) - len(answers), len(files)))
-    return answers
-
-
-def _pixels_of(file, side, size, channels):
-    """uint8 [size, size, channels] of an image file; None, and a line, if it cannot be read."""
-    try:
-        return image_folder.centre_of(image_folder.read_image(file, side, channels), size)
-    except Exception as error:  # of any kind: see read_image
-        problem = getattr(error, "strerror", None) or "no image: %s" % " ".join(str(error).split())
-        say("%s  skipped (%s)" % (file, problem))
-        return None
-
-
-def _answer(file, probabilities, class_names):
-    """Prints the three most probable classes of a file; returns its part of the answers."""
-    order = np.argsort(-probabilities)
-    say("%s  %s" % (file, "  ".join("%s %.2f%%" % (class_names[index], 100 * probabilities[index])
-                                    for index in order[:3])))
-    return {"image": file, "classes": [class_names[index] for index in order],
-            "probabilities": probabilities[order].tolist()}
+    size, _, channels = facts["image_shape"]
+    side = image_folder.stored_side(size, config.crop_area if config.dataset == "folder" else 1.0)
+    start = (side - size) // 2
+    return {"mode": "L" if channels == 1 else "RGB", "resize": side, "resampling": "bilinear",
+            "crop": [start, start, start + size, start + size], "size": size, "channels": channels,
+            "pixel_range": facts.get("pixel_range"), "class_names": facts["class_names"]}
 
 
 def export(choose, inference, arguments=(), **overrides):
@@ -182,8 +212,10 @@ def export(choose, inference, arguments=(), **overrides):
     config, directory, facts = trained_run(choose, arguments, **overrides)
     with tf.Graph().as_default(), tf.Session(config=Cluster().session_config()) as sess:
         images, probabilities, class_names = serving_graph(inference, config, facts)
-        used = Checkpoints(directory).restore_for_use(sess, config.checkpoint)
+        used = Checkpoints(directory).restore_for_use(sess, config.checkpoint, facts["validation"])
+        about = dict(preparation_of(config, facts), dataset=config.dataset, run=config.run_name, step=step_of(used),
+                     checkpoint=os.path.relpath(used, directory.path), tensorflow=tf.VERSION)
         written = export_graph(sess, {"images": images}, {"probabilities": probabilities, "class_names": class_names},
-                               os.path.join(directory.path, "export-%d" % step_of(used)))
+                               os.path.join(directory.path, "export-%d" % step_of(used)), about)
     say("exported %s as %s (SavedModel) and %s (frozen graph)" % ((used,) + written))
     return written

@@ -37,6 +37,7 @@ NETWORKS = {
     "densenet_mnist": dict(_BC, blocks=(2, 4, 4), growth_k=16, bottleneck=False, stem="3x3+pool"),
     "densenet_cifar": dict(_BC, blocks=(1, 2, 2), growth_k=160, bottleneck=False, stem="3x3+pool", stem_channels=64,
                            transition_pooling="max"),
+    "densenet_bc_24_48": dict(_BC, blocks=(2, 4, 4), growth_k=48, stem="3x3+pool"),  # for CIFAR
     "densenet_folder": dict(_BC, blocks=(2, 4, 4), growth_k=32, bottleneck=False, stem="7x7s2+pool"),
 }
 
@@ -68,6 +69,31 @@ def pools_first(transition_pooling, dropout_rate):
     return transition_pooling == "average" and not dropout_rate
 
 
+def sides(config, image_side):
+    """Sides in pixels of the feature maps: after the stem's convolution, then in each dense block.
+
+    Args:
+        config: has the settings of the network as attributes.
+        image_side: side of the images.
+    """
+    _, stride, _, pool_padding = STEMS[config.stem]
+    found = [math.ceil(image_side / stride)]
+    side = found[0]
+    if pool_padding:
+        side = math.ceil(side / 2) if pool_padding == "SAME" else (side - 1) // 2
+    return found + [side // 2 ** position for position in range(len(config.blocks))]
+
+
+def final_side(config, image_shape):
+    """Side in pixels of the last block's maps, the smallest that a batch normalization sees; below 1: too small.
+
+    Args:
+        config: has the settings of the network as attributes.
+        image_shape: (H, W, C), H = W.
+    """
+    return sides(config, image_shape[0])[-1]
+
+
 def multiply_adds(config, image_shape, class_num, run=False):
     """Multiply-adds of the convolutions and the classifier for one image, those with zeros of the padding included.
 
@@ -77,13 +103,11 @@ def multiply_adds(config, image_shape, class_num, run=False):
         run: whether to count what is run in training, where a transition may pool first; else what the paper
             describes, which is how networks are compared.
     """
-    kernel, stride, _, pool_padding = STEMS[config.stem]
+    kernel = STEMS[config.stem][0]
     k, channels = config.growth_k, config.stem_channels or 2 * config.growth_k
-    side = math.ceil(image_shape[0] / stride)
-    total = side ** 2 * kernel ** 2 * image_shape[2] * channels
-    if pool_padding:
-        side = math.ceil(side / 2) if pool_padding == "SAME" else (side - 1) // 2
-    for position, layers in enumerate(config.blocks):
+    stem_side, *block_sides = sides(config, image_shape[0])
+    total = stem_side ** 2 * kernel ** 2 * image_shape[2] * channels
+    for position, (layers, side) in enumerate(zip(config.blocks, block_sides)):
         for _ in range(layers):
             total += side ** 2 * (channels * 4 * k + 9 * 4 * k * k if config.bottleneck else 9 * channels * k)
             channels += k
@@ -91,5 +115,5 @@ def multiply_adds(config, image_shape, class_num, run=False):
             kept = transition_width(channels, config.compression, config.transition_channels)
             pooled = run and pools_first(config.transition_pooling, config.dropout_rate)
             total += (side // 2 if pooled else side) ** 2 * channels * kept
-            side, channels = side // 2, kept
+            channels = kept
     return total + channels * class_num

@@ -2,16 +2,22 @@
 
 import tensorflow.compat.v1 as tf
 
-# The recipe of the paper's section 4.2. It replaces the data set's values; given and edited settings replace it.
-MOMENTUM_RECIPE = dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, label_smoothing=0.0,
-                       flip_average=False, shift_average=0, batch_size=64, total_epochs=300, precision="float32")
+# The settings that `optimizer=NAME` brings. They replace the data set's values; given and edited settings replace them.
+RECIPES = {
+    "adam": {},
+    # Rate and L2 decay that suit plain SGD; schedule, warm-up, epochs and batch stay those of the data set.
+    "sgd": dict(init_learning_rate=0.1, weight_decay=1e-4),
+    # The recipe of the paper's section 4.2
+    "momentum": dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, label_smoothing=0.0,
+                     flip_average=False, shift_average=0, batch_size=64, total_epochs=300, precision="float32"),
+}
 
 
 def recipe_of(optimizer, augmentation):
     """The settings that `optimizer=NAME` brings, {name: value}; `augmentation`: whether the run augments its images."""
-    if optimizer != "momentum":
-        return {}
-    return MOMENTUM_RECIPE if augmentation else dict(MOMENTUM_RECIPE, dropout_rate=0.2)  # section 4.2, last paragraph
+    if optimizer == "momentum" and not augmentation:
+        return dict(RECIPES["momentum"], dropout_rate=0.2)  # section 4.2, last paragraph
+    return RECIPES[optimizer]
 
 
 class AdamW(tf.train.AdamOptimizer):
@@ -34,11 +40,15 @@ class AdamW(tf.train.AdamOptimizer):
             return super().apply_gradients(gradients, global_step, name)
 
 
-class NesterovL2(tf.train.MomentumOptimizer):
-    """Stochastic gradient descent with Nesterov's momentum 0.9 and L2 weight decay, as in the paper's section 4.2."""
+class MomentumL2(tf.train.MomentumOptimizer):
+    """Stochastic gradient descent with momentum 0.9 and L2 weight decay.
 
-    def __init__(self, rate, weight_decay):
-        super().__init__(rate, 0.9, use_nesterov=True)
+    g is the gradient with the decay's part, v ← 0.9 v + g. A step is −rate · v, or with `nesterov`, as in the paper's
+    section 4.2, −rate · (g + 0.9 v).
+    """
+
+    def __init__(self, rate, weight_decay, nesterov):
+        super().__init__(rate, 0.9, use_nesterov=nesterov)
         self._weight_decay = weight_decay
 
     def apply_gradients(self, gradients, global_step=None, name=None):
@@ -55,10 +65,10 @@ def optimizer_of(config, rate):
         config: has `optimizer`, `epsilon`, `weight_decay` and `precision`.
         rate: the learning rate, a float32 scalar tensor.
     """
-    if config.optimizer == "momentum":
-        optimizer = NesterovL2(rate, config.weight_decay)
-    else:
+    if config.optimizer == "adam":
         optimizer = AdamW(rate, config.epsilon, config.weight_decay)
+    else:
+        optimizer = MomentumL2(rate, config.weight_decay, nesterov=config.optimizer == "momentum")
     if config.precision == "float16":  # scales the loss, as small gradients would be 0 (Micikevicius et al. 2018,
         # arXiv 1710.03740)
         optimizer = tf.train.experimental.MixedPrecisionLossScaleOptimizer(optimizer, "dynamic")

@@ -5,8 +5,11 @@ import json
 import os
 import re
 
+import numpy as np
+
 from support import UserError, say
 from support.configuration import of_earlier_versions
+from support.data import same_data
 from support.settings import shown
 
 try:
@@ -15,6 +18,7 @@ except ImportError:  # Windows: no lock between processes
     fcntl = None
 
 CHECKPOINT = "dense.ckpt"
+SEEN_IMAGES = "seen_images.npy"  # digests of a folder's training and validation images, uint64
 
 
 def locked(folder):
@@ -95,12 +99,10 @@ class RunDirectory:
         if before is None:
             raise UserError("%s has checkpoints but no readable settings.json, so they cannot be told to fit: "
                             "put it back, or set run_name to another name" % self.path)
-        before, now = of_earlier_versions(before), of_earlier_versions(self.settings)
-        differing = sorted(name for name in set(before) | set(now) if before.get(name) != now.get(name))
+        differing = _differences(before, self.settings)
         if differing:
             raise UserError("%s holds a run with other settings (%s): give those to go on with it, or set run_name to "
-                            "another name" % (self.path, "; ".join("%s was %s, now %s" % (
-                                name, _shown(before.get(name)), _shown(now.get(name))) for name in differing)))
+                            "another name" % (self.path, "; ".join(differing)))
 
     def read_json(self, name):
         """Returns the object in a JSON file of the directory, or None if the file is missing or damaged."""
@@ -114,6 +116,16 @@ class RunDirectory:
     def write_json(self, name, content):
         """Writes a JSON file of the directory atomically. Raises UserError if the file cannot be written."""
         write_json(os.path.join(self.path, name), content, "model_dir")
+
+    def write_array(self, name, array):
+        """Writes a .npy file of the directory atomically. Raises UserError if the file cannot be written."""
+        path = os.path.join(self.path, name)
+        try:
+            with open(path + ".new", "wb") as file:
+                np.save(file, array)
+            os.replace(path + ".new", path)
+        except OSError as error:
+            raise UserError("cannot write %s (%s): make room there" % (path, error.strerror)) from None
 
     def keep_json(self, name):
         """Renames a JSON file before it is replaced: result.json to result-1.json, the next one to result-2.json, …"""
@@ -158,6 +170,27 @@ def write_json(path, content, setting):
     except OSError as error:
         raise UserError("cannot write %s (%s): make room there, or set %s to a place that can be written"
                         % (path, error.strerror, setting)) from None
+
+
+def _differences(before, now):
+    """What differs between the settings.json of two runs, as parts of a sentence."""
+    before, now = of_earlier_versions(before), of_earlier_versions(now)
+    data, data_dir = ([found.pop(name, None) for found in (before, now)] for name in ("data", "data_dir"))
+    differing = ["%s was %s, now %s" % (name, _shown(before.get(name)), _shown(now.get(name)))
+                 for name in sorted(set(before) | set(now)) if before.get(name) != now.get(name)]
+    if data[0] == data[1] or None not in data and same_data(*data):
+        return differing
+    for name, words in (("train", "training images"), ("validation", "validation images"), ("test", "test images"),
+                        ("class_names", "classes"), ("image_shape", "shape of an image"),
+                        ("pixel_range", "pixel_range")):
+        values = [_shown((facts or {}).get(name, "not recorded")) for facts in data]
+        if values[0] != values[1]:
+            differing.append("%s: %s, now %s" % (words, *values))
+    if not differing:
+        differing.append("the same number of images, but other images")
+    if None not in data_dir and data_dir[0] != data_dir[1]:
+        differing.append("data_dir was %s, now %s" % tuple(data_dir))
+    return differing
 
 
 def _shown(value):

@@ -1,19 +1,29 @@
-"""What does TensorBoard get from a run: curves, pictures, histograms, hyperparameters, the graph, traces?"""
+"""What does TensorBoard get from a run: curves, pictures, histograms, hyperparameters, the graph, traces?
+
+TensorBoard lists a run under three names: `<run>` has the test, the hyperparameters and their metrics, `<run>/train`
+and `<run>/validation` have the rest. Earlier versions wrote the test to `<run>/test`.
+"""
 
 import os
+import re
 import socket
 import time
 
 import tensorflow.compat.v1 as tf
+from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import summary as hparams_summary
 from tensorflow.python.client.timeline import Timeline
 
-from support import UserError, say
-from support.pictures import confusion_picture, mistakes_picture
+from support import UserError, pictures, say
 from support.run_directory import locked
 from support.settings import shown
 
-SPLITS = ("train", "validation", "test")
+FOLDERS = {"train": "train", "validation": "validation", "test": ""}  # of each split, in the folder of the run
+# The HParams tab shows the metrics after the hyperparameters, of which it shows the first five until asked for more,
+# or those five that are declared as differing.
+FIRST_HYPERPARAMETERS = ("blocks", "growth_k", "init_learning_rate", "batch_size", "total_epochs")
+METRICS = (("", "accuracy", "test accuracy"), ("", "loss", "test loss"),
+           ("validation", "accuracy", "validation accuracy"))  # folder, tag, title
 
 
 class EventFile:
@@ -34,24 +44,28 @@ class EventFile:
         self._file.close()
 
 
-def pictures_of(evaluation, images, class_names):
+def picture_summary(evaluation, images, class_names):
     """The pictures of an evaluation, as a tf.Summary; `images`: those of the split, which its mistakes index."""
     summary = tf.Summary()
-    pictures = {"confusion_matrix": confusion_picture(evaluation.confusion, class_names)}
-    if evaluation.mistakes:
-        pictures["most_confident_mistakes"] = mistakes_picture(images, evaluation.mistakes, class_names)
-    for tag, (png, width, height) in pictures.items():
+    for tag, (png, width, height) in pictures.pictures_of(evaluation, images, class_names).items():
         summary.value.add(tag=tag, image=tf.Summary.Image(
             encoded_image_string=png, width=width, height=height, colorspace=3))
     return summary
 
 
-def log_evaluation(folder, step, evaluation, images, class_names):
-    """Writes the pictures of one evaluation to TensorBoard's folder of the test. Raises UserError if it cannot."""
+def log_evaluation(log_dir, run_name, step, evaluation, images, class_names):
+    """Writes the pictures of an evaluation to where training writes those of its test. Raises UserError if it cannot.
+
+    Args:
+        log_dir, run_name: the settings of these names.
+        step: the training step of the evaluated weights.
+        evaluation, images, class_names: as of `support.pictures.pictures_of`.
+    """
+    folder = os.path.join(log_dir, run_name, FOLDERS["test"])
     try:
         os.makedirs(folder, exist_ok=True)
         file = EventFile(folder)
-        file.add(step, summary=pictures_of(evaluation, images, class_names))
+        file.add(step, summary=picture_summary(evaluation, images, class_names))
         file.close()
     except (OSError, tf.errors.OpError) as error:
         raise _cannot_write(folder, error) from None
@@ -79,11 +93,54 @@ def build_histograms():
         for tag, value in values.items()])
 
 
+def drawn_names(graph):
+    """The part of a training graph that TensorBoard draws: the network, up to the loss.
+
+    Of the replicas, which have equal networks, it is the first one, without `replica_0/` before its operations' names:
+    so the network's blocks are what is seen at first. The graph of the whole training step is too large to be read.
+
+    Args:
+        graph: a tf.Graph. One without a cross entropy is drawn as it is.
+    Returns:
+        {name of an operation that is drawn: its name in the drawing}.
+    """
+    loss = next((operation for operation in graph.get_operations()
+                 if operation.type == "SparseSoftmaxCrossEntropyWithLogits"), None)
+    if loss is None:
+        return {operation.name: operation.name for operation in graph.get_operations()}
+    found, waiting = {}, [loss]
+    while waiting:
+        operation = waiting.pop()
+        if operation.name not in found:
+            found[operation.name] = operation
+            waiting += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
+    replica = re.match(r"(replica_\d+/)?", loss.name).group()
+    names = {name: name[len(replica):] if name.startswith(replica) else name for name in found}
+    if len(set(names.values())) < len(names):  # one would be taken twice
+        names = {name: name for name in names}
+    return names
+
+
+def drawn_graph(graph, names):
+    """The tf.GraphDef of the operations in `names`, {name in `graph`: name in the result}; see `drawn_names`."""
+    definition = graph.as_graph_def(add_shapes=True)
+    drawn = tf.GraphDef(versions=definition.versions, library=definition.library)
+    for node in definition.node:
+        if node.name in names:
+            copy = drawn.node.add()
+            copy.CopyFrom(node)
+            copy.name = names[node.name]
+            for place, source in enumerate(node.input):  # name, name:1, or ^name
+                control, name, output = re.match(r"(\^?)([^:]+)(.*)", source).groups()
+                copy.input[place] = control + names[name] + output
+    return drawn
+
+
 class RunLogs:
     """The log files of a run under training. A failure to write is kept in `problem`; the run stops once it is saved.
 
     Args:
-        log_dir, run_name: the files are in `log_dir/run_name/{train,validation,test}`.
+        log_dir, run_name: the files are in `log_dir/run_name`, and there in `train` and `validation`.
     Attributes:
         problem: what went wrong, or None.
     """
@@ -92,31 +149,31 @@ class RunLogs:
         self.log_dir = log_dir
         self.folder = os.path.join(log_dir, run_name, "")
         self.problem = None
-        self._files = {}
-        self._lock = None
+        self._files = {}  # of each split
+        self._lock = self._begin = None
+        self._names = {}  # of the operations in the graph that is drawn
 
     def open(self, step, graph, hyperparameters):
         """Opens the files for a run that is at `step`; takes the folder for this process.
 
         Args:
-            graph: the tf.Graph, which a new run's files get.
+            graph: the tf.Graph of training. A new run's files get its network.
             hyperparameters: {name: value}.
         Raises:
             UserError: they cannot be written, or another process has them.
         """
         try:
-            for split in SPLITS:
-                os.makedirs(self.folder + split, exist_ok=True)
+            os.makedirs(self.folder, exist_ok=True)
             self._lock = locked(self.folder)  # a run in another model_dir may have the same name
-            for split in SPLITS:
-                self._files[split] = EventFile(self.folder + split)
-                # Tells TensorBoard to forget what a killed process wrote after the checkpoint that is resumed.
-                self._files[split].add(step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
+            self._begin = step
+            for split, folder in FOLDERS.items():
+                if split != "validation" or os.path.isdir(self.folder + folder):  # no entry without content
+                    self._file(split)
+            self._names = drawn_names(graph)
             if step == 0:
-                self._files["train"].add(graph_def=graph.as_graph_def(add_shapes=True).SerializeToString())
-            self._files[""] = EventFile(self.folder)
+                self._file("train").add(graph_def=drawn_graph(graph, self._names).SerializeToString())
             for summary in _hyperparameter_summaries(hyperparameters):
-                self._files[""].add(step, summary=summary)
+                self._file("test").add(step, summary=summary)
         except (OSError, tf.errors.OpError) as error:
             raise _cannot_write(self.log_dir, error) from None
 
@@ -128,24 +185,28 @@ class RunLogs:
 
     def scalars(self, split, step, **values):
         """Writes a point of the curves, {tag: value}."""
-        self._write(lambda: self._files[split].add(step, summary=tf.Summary(
+        self._write(lambda: self._file(split).add(step, summary=tf.Summary(
             value=[tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])))
 
     def evaluation(self, split, step, evaluation, images, class_names):
         """Writes an Evaluation of a split: its point of the curves and its pictures."""
         self.scalars(split, step, loss=evaluation.loss, accuracy=evaluation.accuracy)
-        self._write(lambda: self._files[split].add(step, summary=pictures_of(evaluation, images, class_names)))
+        self._write(lambda: self._file(split).add(step, summary=picture_summary(evaluation, images, class_names)))
 
     def histograms(self, step, serialized):
         """Writes a serialized tf.Summary of the training step."""
-        self._write(lambda: self._files["train"].add(step, summary=tf.Summary.FromString(serialized)))
+        self._write(lambda: self._file("train").add(step, summary=tf.Summary.FromString(serialized)))
 
     def trace(self, step, metadata):
         """Writes the tf.RunMetadata of a traced step, also as a file for chrome://tracing, and prints its path."""
         def write():
             path = "%strace-step-%d.json" % (self.folder, step)
-            self._files["train"].add(step, tagged_run_metadata=tf.summary.TaggedRunMetadata(
-                tag="step %d" % step, run_metadata=metadata.SerializeToString()))
+            of_network = tf.RunMetadata.FromString(metadata.SerializeToString())
+            for device in of_network.step_stats.dev_stats:
+                for node in device.node_stats:
+                    node.node_name = self._names.get(node.node_name, node.node_name)
+            self._file("train").add(step, tagged_run_metadata=tf.summary.TaggedRunMetadata(
+                tag="step %d" % step, run_metadata=of_network.SerializeToString()))
             with open(path + ".new", "w") as file:
                 file.write(Timeline(metadata.step_stats).generate_chrome_trace_format())
             os.replace(path + ".new", path)
@@ -155,13 +216,23 @@ class RunLogs:
 
     def end(self, step):
         """Marks the run as successful in the HParams tab."""
-        self._write(lambda: self._files[""].add(step, summary=hparams_summary.session_end_pb("STATUS_SUCCESS")))
+        self._write(lambda: self._file("test").add(step, summary=hparams_summary.session_end_pb("STATUS_SUCCESS")))
 
     def stop_if_it_cannot_write(self):
         """Raises UserError if writing has failed; to be called when the run is saved."""
         if self.problem:
             raise UserError("cannot write the logs in %s (%s): make room there; the run is saved, and the same command "
                             "goes on from there" % (self.log_dir, self.problem))
+
+    def _file(self, split):
+        """The EventFile of a split, opened when it is first needed."""
+        if split not in self._files:
+            folder = self.folder + FOLDERS[split]
+            os.makedirs(folder, exist_ok=True)
+            self._files[split] = EventFile(folder)
+            # Tells TensorBoard to forget what a killed process wrote after the checkpoint that is resumed.
+            self._files[split].add(self._begin + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
+        return self._files[split]
 
     def _write(self, write):
         if self.problem is None:
@@ -179,9 +250,27 @@ def _hyperparameter_summaries(hyperparameters):
     metadata = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(plugin_name="text"))
     text.value.add(tag="hyperparameters", metadata=metadata, tensor=tf.make_tensor_proto("\n".join(lines)))
     yield text
-    yield hparams_summary.session_start_pb({
-        name: value if isinstance(value, (bool, int, float, str)) else shown(value)
-        for name, value in hyperparameters.items()})
+    values = {name: value if isinstance(value, (bool, int, float, str)) else shown(value)
+              for name, value in hyperparameters.items()}
+    first = [name for name in FIRST_HYPERPARAMETERS if name in values]
+    yield hparams_summary.experiment_pb(
+        [_declared(name, values[name]) for name in first + [name for name in values if name not in first]],
+        [api_pb2.MetricInfo(name=api_pb2.MetricName(group=folder, tag=tag), display_name=title)
+         for folder, tag, title in METRICS])
+    yield hparams_summary.session_start_pb(values)
+
+
+def _declared(name, value):
+    """What the HParams tab is told of a hyperparameter, of which it only knows values without this."""
+    info = api_pb2.HParamInfo(name=name)
+    if isinstance(value, bool):
+        info.type = api_pb2.DATA_TYPE_BOOL
+        info.domain_discrete.extend([False, True])
+    else:
+        info.type = api_pb2.DATA_TYPE_STRING if isinstance(value, str) else api_pb2.DATA_TYPE_FLOAT64
+    if name in FIRST_HYPERPARAMETERS and hasattr(info, "differs"):  # not in TensorBoard 1.15
+        info.differs = True
+    return info
 
 
 def _cannot_write(folder, error):

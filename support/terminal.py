@@ -1,16 +1,62 @@
 """What does the terminal show while a run trains?"""
 
+import contextlib
 import sys
 import time
 
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
+from support import data as data_sets
 from support import say
 from support.machine import cores
 from support.settings import shown
 
 LINE_SECONDS = 30.0  # between the progress lines where there is no terminal
+# Settings that the header does not repeat where it says which values were given: other lines end with them.
+ELSEWHERE = ("log_dir", "model_dir", "run_name")
+# How the header shows the settings that identify a run: setting, text, {value: another text, or none}. Those that the
+# first line has the result of are left out.
+SHAPING = {
+    "network": (
+        ("network", "%s", {"custom": ""}),
+        ("blocks", "blocks %s", {}),
+        ("growth_k", "growth rate %s", {}),
+        ("bottleneck", "", {"True": "bottleneck layers", "False": "plain layers"}),
+        ("compression", "compression %s", {}),
+        ("transition_channels", "transitions to %s channels", {"0": ""}),
+        ("transition_pooling", "%s pooling", {}),
+        ("stem", "stem %s", {}),
+        ("stem_channels", "%s stem channels", {"0": "2k stem channels"}),
+        ("dropout_rate", "dropout %s", {}),
+    ),
+    "training": (
+        ("optimizer", "%s", {}),
+        ("init_learning_rate", "learning rate %s", {}),
+        ("schedule", "%s schedule", {}),
+        ("warmup", "warm-up %s", {}),
+        ("weight_decay", "weight decay %s", {}),
+        ("label_smoothing", "label smoothing %s", {}),
+        ("epsilon", "epsilon %s", {}),
+        ("batch_size", "batch size %s", {}),
+        ("total_epochs", "epochs %s", {}),
+        ("precision", "%s", {}),
+        ("seed", "seed %s", {}),
+        ("sync_batch_norm", "", {"True": "synchronized batch statistics"}),
+    ),
+    "images": (
+        ("augmentation", "", {"True": "augmented", "False": "not augmented"}),
+        ("crop_area", "crop area %s", {"1": ""}),
+        ("shift", "shift %s", {"0": ""}),
+        ("rotation", "rotation %s degrees", {"0": ""}),
+        ("flip", "", {"True": "flip"}),
+        ("cutout", "cutout %s", {"0": ""}),
+        ("flip_average", "", {"True": "test averages mirror images"}),
+        ("shift_average", "test averages shifts by %s", {"0": ""}),
+    ),
+}
+AUGMENTATIONS = ("crop_area", "shift", "rotation", "flip", "cutout")  # without effect if `augmentation` is off
+IN_FIRST_LINE = ("dataset", "validation_size", "image_size")
 
 
 def show_header(config, data, parameters, cluster, devices, model_folder, log_folder):
@@ -24,13 +70,16 @@ def show_header(config, data, parameters, cluster, devices, model_folder, log_fo
     """
     say("DenseNet on %s: %d training, %d validation, %d test images of %s"
         % (data.name, len(data.train), len(data.validation), len(data.test), "x".join(map(str, data.image_shape))))
-    say("network  blocks %s, growth rate %d, %s, %s parameters" % (
-        shown(config.blocks), config.growth_k, "bottleneck layers" if config.bottleneck else "plain layers",
-        format(parameters, ",")))
+    if data.name == "folder":
+        for line in data_sets.class_summary(data):
+            say(line)
+    for line in _shaping_lines(config, parameters):
+        say(line)
     for source in sorted(set(config.origins.values()), key=lambda source: source != "given"):
-        values = ", ".join("%s=%s" % (name, shown(getattr(config, name)))
-                           for name, origin in config.origins.items() if origin == source)
-        say("settings %s (%s)" % (values, source))
+        values = ", ".join("%s=%s" % (name, shown(getattr(config, name))) for name, origin in config.origins.items()
+                           if origin == source and name not in ELSEWHERE)
+        if values:
+            say("settings %s (%s)" % (values, source))
     say("device   %s%s; TensorFlow %s" % (", ".join(devices) or "CPU, %d cores" % cores(), cluster.description(),
                                           tf.VERSION))
     count, left_over = divmod(len(data.train), config.batch_size)
@@ -38,6 +87,23 @@ def show_header(config, data, parameters, cluster, devices, model_folder, log_fo
         "; each epoch leaves out %d other images" % left_over) or ""))
     say("logs     %s (to see them: tensorboard --logdir %s)" % (log_folder, config.log_dir))
     say("model    %s" % model_folder)
+
+
+def _shaping_lines(config, parameters):
+    """Yields the lines with the values of the settings that identify the run."""
+    without_effect = () if config.augmentation else AUGMENTATIONS
+    if config.optimizer != "adam":
+        without_effect += ("epsilon",)
+    lines = {}
+    for title, settings in SHAPING.items():
+        lines[title] = [instead.get(shown(getattr(config, name)), text and text % shown(getattr(config, name)))
+                        for name, text, instead in settings if name not in without_effect]
+    lines["network"].append("%s parameters" % format(parameters, ","))
+    known = [name for settings in SHAPING.values() for name, _, _ in settings]
+    lines["images"] += ["%s=%s" % (name, shown(getattr(config, name))) for name in config.identifying
+                        if name not in known and name not in IN_FIRST_LINE]
+    for title, texts in lines.items():
+        yield "%-8s %s" % (title, ", ".join(filter(None, texts)))
 
 
 class Progress:
@@ -56,9 +122,10 @@ class Progress:
     def step(self, step, loss):
         """Shows that training step number `step` (from 1) is done."""
         epoch, done = divmod(step - 1, self.steps_per_epoch)
-        if self._bar is None and sys.stderr is not None and sys.stderr.isatty():
+        if self._bar is None and _is_terminal(sys.stderr):
             self._bar = tqdm(total=self.steps_per_epoch, initial=done, unit="step", leave=False,
-                             desc="epoch %d/%d" % (epoch + 1, self.total_epochs))
+                             desc="epoch %d/%d" % (epoch + 1, self.total_epochs), file=_Lossy(sys.stderr),
+                             dynamic_ncols=True)
         if self._bar is not None:
             self._bar.update(1)
             if done % 10 == 0:
@@ -83,3 +150,31 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class _Lossy:
+    """A terminal as a file. What cannot be written is lost: a terminal that hangs up must not end the training."""
+
+    def __init__(self, terminal):
+        self._terminal = terminal
+
+    def write(self, text):
+        """Writes the text if that is possible."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            self._terminal.write(text)
+
+    def flush(self):
+        """Passes on what is held back if that is possible."""
+        with contextlib.suppress(OSError, ValueError):
+            self._terminal.flush()
+
+    def __getattr__(self, name):
+        return getattr(self._terminal, name)
+
+
+def _is_terminal(file):
+    """Whether a file, or None, is a terminal."""
+    try:
+        return file is not None and file.isatty()
+    except (OSError, ValueError):  # ValueError: it is closed
+        return False

@@ -19,10 +19,16 @@ def global_average_pooling(x):
 
 @functools.lru_cache(maxsize=None)
 def _import_tflearn():
-    """tflearn, or None. Its import adds a variable and operations to the default graph, here to one that is dropped."""
+    """tflearn, or None. Its import adds a variable and operations to the default graph, here to one that is dropped.
+
+    It also calls `disable_v2_behavior`, which would change TensorFlow for everything else in the process, for instance
+    for Keras in the same notebook. Here the call has no effect: a graph of one's own needs no such switch.
+    """
+    switch = tf.disable_v2_behavior
     with tf.Graph().as_default(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            tf.disable_v2_behavior = lambda: None
             import PIL.Image
             from tensorflow.python.util import nest
 
@@ -35,4 +41,6 @@ def _import_tflearn():
         except (ImportError, AttributeError) as error:
             tf.logging.error("tflearn cannot be imported (%s): using tf.reduce_mean instead", error)
             return None
+        finally:
+            tf.disable_v2_behavior = switch
     return tflearn

@@ -1,25 +1,35 @@
 """What happens around the training steps of a run: it is resumed, timed, reported, saved, stopped and finished."""
 
 import contextlib
+import json
 import math
 import os
 import signal
 import time
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from support import UserError, say
+from support.appearance import appearance_of
 from support.checkpoints import Checkpoints
 from support.configuration import identity
+from support.curves import Curves
+from support.data import same_data
 from support.interruption import Interruption, Stopped
 from support.machine import PRECISIONS, fast_precision
-from support.run_directory import RunDirectory
+from support.networks import final_side
+from support.run_directory import SEEN_IMAGES, RunDirectory
 from support.tensorboard import RunLogs
 from support.terminal import Progress, show_header
 from support.workers import Cluster
 
 HISTOGRAMS = 20  # times in a run
 POINT_STEPS = 50  # a point of the training curves is the mean of so many steps
+# How a message calls the parts of a data set's fingerprint.
+DATA_FACTS = {"train": "number of training images", "validation": "number of validation images",
+              "test": "number of test images", "crc32": "contents of the images", "image_shape": "size of the images",
+              "class_names": "names of the classes"}
 
 
 def histograms_are_due(epoch, total_epochs):
@@ -33,7 +43,8 @@ class TrainingRun:
     The process that is the chief writes checkpoints and logs and reports. Every worker calls the same methods.
 
     Args:
-        config: the settings, of `support.configuration.choose`. An automatic precision is resolved in it.
+        config: the settings, of `support.configuration.choose`. An automatic precision is resolved in it, and a
+            `batch_size` that is more than the training images is made smaller.
         data: the `support.data.DataSet`.
     Attributes:
         cluster: the `support.workers.Cluster`.
@@ -41,43 +52,73 @@ class TrainingRun:
         finished: whether the run had been trained to its end before.
         result: the content of the run's result.json, once it is finished; None in workers that are not the chief.
     Raises:
-        UserError: a batch is larger than the training split or cannot be divided; the directory cannot be written, is
-            in use, or holds a run with other settings.
+        UserError: a batch cannot be divided, or is too small for the network; the workers differ; the directory cannot
+            be written, is in use, or holds a run with other settings.
     """
 
     def __init__(self, config, data):
         self.config, self.data = config, data
+        # Maps of one pixel: a single image would be normalized to zero, whatever it shows.
+        least = 2 if final_side(config, data.image_shape) == 1 else 1
         self.cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm, config.worker_timeout,
-                               os.environ.get("TF_CONFIG", ""))
-        self.steps_per_epoch = len(data.train) // config.batch_size
+                               os.environ.get("TF_CONFIG", ""), least, len(data.train))
+        self.steps_per_epoch = len(data.train) // self.cluster.batch_size
         self.total_steps = self.steps_per_epoch * config.total_epochs
-        if self.steps_per_epoch == 0:
-            raise UserError("batch_size=%d is more than the %d training images of %s: make it smaller"
-                            % (config.batch_size, len(data.train), data.name))
         self.result, self.finished = None, False
+        fingerprint = data.fingerprint()
+        self._go_on_with_earlier_name(fingerprint)
         self._folder = os.path.join(config.model_dir, config.run_name)
-        self._start_workers()
+        self._start_workers(fingerprint)
         self._settings = identity(config)
-        self._identity = dict(self._settings, data=data.fingerprint())  # what settings.json records
+        self._identity = dict(self._settings, data=fingerprint)  # what settings.json records
+        if config.dataset == "folder":
+            self._identity["data_dir"] = os.path.abspath(config.data_dir)
+        self._fit_batch()
         self._directory = RunDirectory(self._folder, self._identity) if self.cluster.is_chief else None
-        self._logs = self._checkpoints = self._net = None
+        self._logs = self._curves = self._checkpoints = self._net = None
         self._interruption = Interruption()
         self._context = contextlib.ExitStack()
         self._train_seconds, self._timed_steps = 0.0, 0
         self._point = [0.0, 0.0, 0]  # sums of loss and accuracy, and their number, since the last point of the curves
 
-    def _start_workers(self):
-        """Connects the workers, and resolves an automatic precision alike in all of them.
+    def _go_on_with_earlier_name(self, fingerprint):
+        """Keeps the name of a run on these data that an earlier version made; it named all folders' runs alike."""
+        config = self.config
+        earlier = config.earlier_run_name
+        if earlier and not os.path.exists(os.path.join(config.model_dir, config.run_name, "settings.json")):
+            recorded = RunDirectory(os.path.join(config.model_dir, earlier), {}).read_json("settings.json") or {}
+            if same_data(recorded.get("data", {}), fingerprint):
+                config.run_name = earlier
+
+    def _start_workers(self, fingerprint):
+        """Connects the workers, checks that they fit together, and resolves an automatic precision alike in all.
 
         A run keeps the precision that it began with, wherever it is resumed.
         """
-        session_config = self.cluster.session_config()
-        self.cluster.start(session_config)
-        if self.config.precision == "auto":
+        cluster, config = self.cluster, self.config
+        cluster.start(cluster.session_config())
+        facts = dict(identity(config), total_epochs=config.total_epochs, test_every_epoch=config.test_every_epoch)
+        facts.update({DATA_FACTS.get(name, name): value for name, value in fingerprint.items()})
+        facts["images in a step"] = cluster.batch_size
+        # Later patch releases work together. The workers' addresses may differ: a machine has several names.
+        facts["TensorFlow"] = ".".join(tf.VERSION.split(".")[:2])
+        if config.sync_batch_norm:  # then the replicas sum values within the network, in the order of its operations
+            facts.update(devices=cluster.devices, memory_efficient=config.memory_efficient)
+        cluster.compare(facts)
+        if config.precision == "auto":
             recorded = (RunDirectory(self._folder, {}).read_json("settings.json") or {}).get("precision")
-            own = recorded if recorded in PRECISIONS else fast_precision()
-            self.config.precision = PRECISIONS[self.cluster.number_from_chief(PRECISIONS.index(own), session_config)]
-            self.config.origins["precision"] = "auto"
+            config.precision = cluster.from_chief(recorded if recorded in PRECISIONS else fast_precision())
+            config.origins["precision"] = "auto"
+
+    def _fit_batch(self):
+        """Makes a batch that is more than the training images smaller. The run's identity keeps the given size."""
+        config = self.config
+        if self.cluster.batch_size != config.batch_size:
+            if self.cluster.is_chief:
+                say("batch_size=%d is more than the %d training images: each step takes %d"
+                    % (config.batch_size, len(self.data.train), self.cluster.batch_size))
+            config.batch_size = self.cluster.batch_size
+            config.origins["batch_size"] = "as many as there are"
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -105,7 +146,6 @@ class TrainingRun:
         if cluster.is_chief:
             self._checkpoints = Checkpoints(self._directory)
         with cluster.watched(), tf.Session(cluster.target, config=cluster.session_config(config.precision)) as sess:
-            cluster.compare(sess, dict(self._identity, total_epochs=config.total_epochs))
             sess.run(net.initialize)
             if cluster.is_chief:
                 self._checkpoints.restore_newest(sess)
@@ -113,16 +153,13 @@ class TrainingRun:
             yield sess
 
     def begin(self, sess):
-        """The step to go on from. Starts the reports, or where the run is finished, says so and sets `finished`."""
+        """The step to go on from. Starts the reports, or where the run is finished, says so and sets `finished`.
+
+        Raises:
+            UserError: the given `total_epochs` are fewer than were trained; or the logs cannot be written.
+        """
         step = int(sess.run(self._net.global_step))
-        result = self._directory.read_json("result.json") if self._directory else None
-        finished = bool(result) and step >= self.total_steps
-        if any(self.cluster.total(sess, [finished])):
-            self.result, self.finished = result, True
-            if result:
-                say("%s is finished: %d epochs, test accuracy %.2f%% (%s); raise total_epochs to go on"
-                    % (self._folder, result["epochs"], 100 * result["test_accuracy"],
-                       os.path.join(self._folder, "result.json")))
+        if self._is_finished(sess, step):
             return self.total_steps
         if self.cluster.is_chief:
             self._begin_reports(sess, step)
@@ -131,12 +168,42 @@ class TrainingRun:
         self._begin_epoch()
         return step
 
+    def _is_finished(self, sess, step):
+        """Whether a run at `step` is finished. Only a `total_epochs` that was given or edited extends a finished run.
+
+        Raises:
+            UserError: in every worker, the given `total_epochs` are fewer than were trained.
+        """
+        config = self.config
+        result = self._directory.read_json("result.json") if self._directory else None
+        finished = bool(result) and step >= result.get("steps", step)
+        asked = "total_epochs" in config.given or "total_epochs" in getattr(config, "edited", ())
+        too_few = asked and step > self.total_steps
+        stop = finished and not (asked and step < self.total_steps)
+        finished, too_few, stop = (count > 0 for count in self.cluster.total(  # the chief decides
+            sess, [self.cluster.is_chief and flag for flag in (finished, too_few, stop)]))
+        if too_few:
+            least = math.ceil(step / self.steps_per_epoch)
+            raise UserError("total_epochs=%d is less than what %s was trained for (%s epochs): %s, or set run_name to "
+                            "another name for a new run" % (
+                                config.total_epochs, self._folder, "%g" % round(step / self.steps_per_epoch, 1),
+                                "leave total_epochs out to see its result" if finished else
+                                "give total_epochs=%d or more to go on with it" % least))
+        if stop:
+            self.result, self.finished = result, True
+            if result:
+                say("%s is finished: %d epochs, test accuracy %.2f%% (%s); to train it further, give total_epochs "
+                    "above %d" % (self._folder, result["epochs"], 100 * result["test_accuracy"],
+                                  os.path.join(self._folder, "result.json"), result["epochs"]))
+        return stop
+
     def _begin_reports(self, sess, step):
         config = self.config
         self._progress = Progress(self.steps_per_epoch, config.total_epochs)
         self._logs = RunLogs(config.log_dir, config.run_name)
         gpus = [device.name for device in sess.list_devices() if device.device_type == "GPU"]
         show_header(config, self.data, self._net.parameters, self.cluster, gpus, self._folder, self._logs.folder)
+        self._record_images()
         before = self._directory.read_json("progress.json") or {}
         if step:
             self._train_seconds, self._timed_steps = before.get("train_seconds", 0.0), before.get("timed_steps", 0)
@@ -149,8 +216,17 @@ class TrainingRun:
             if replicas != self.cluster.count:
                 say("%d device%s shared each batch until then, %d from now on: rounding, dropout masks and batch "
                     "normalization differ" % (replicas, "s" if replicas > 1 else "", self.cluster.count))
+        self._curves = Curves(os.path.join(self._folder, "curves.csv"), step)
         self._logs.open(step, sess.graph, dict(self._settings, total_epochs=config.total_epochs))
         self._directory.keep_json("result.json")  # of fewer epochs, where the run goes on
+
+    def _record_images(self):
+        """Writes what the other modes compare images with: what the training images look like, and which they were."""
+        if self._directory.read_json("appearance.json") is None:
+            self._directory.write_json("appearance.json", appearance_of(self.data.train.images))
+        if self.data.digests is not None:
+            seen = np.concatenate([self.data.digests[split] for split in ("train", "validation")])
+            self._directory.write_array(SEEN_IMAGES, seen)
 
     # During an epoch
 
@@ -177,6 +253,7 @@ class TrainingRun:
             self._timed_steps += 1
         self._clock = now
         self._epoch = [total + value for total, value in zip(self._epoch, (loss, accuracy, 1))]
+        self._rate = rate
         if not self.cluster.is_chief:
             return
         self._point = [total + value for total, value in zip(self._point, (loss, accuracy, 1))]
@@ -210,6 +287,7 @@ class TrainingRun:
                 "step": step, "total_epochs": self.config.total_epochs, "replicas": self.cluster.count,
                 "train_seconds": self._train_seconds, "timed_steps": self._timed_steps})
             self._logs.stop_if_it_cannot_write()
+            self._curves.stop_if_it_cannot_write()
         self._last_save = self._clock = time.monotonic()
 
     def end_if_asked(self, sess, step, stop):
@@ -257,36 +335,49 @@ class TrainingRun:
             if histograms_are_due(epoch, self.config.total_epochs):
                 self._logs.histograms(step, sess.run(self._net.histograms))
             loss, accuracy, count = self._epoch
+            loss, accuracy = loss / max(1, count), accuracy / max(1, count)
             now = time.monotonic()
-            self._progress.epoch(epoch, loss / max(1, count), accuracy / max(1, count), self._evaluations,
-                                 now - self._epoch_started, self._images_per_second(self._before_epoch))
+            seconds, speed = now - self._epoch_started, self._images_per_second(self._before_epoch)
+            self._progress.epoch(epoch, loss, accuracy, self._evaluations, seconds, speed)
+            row = {"%s_%s" % (split, name): getattr(evaluation, name)
+                   for split, evaluation in self._evaluations.items() for name in ("loss", "accuracy")}
+            self._curves.add(epoch=epoch, step=step, learning_rate=self._rate, train_loss=loss,
+                             train_accuracy=accuracy, seconds=seconds, images_per_second=speed, **row)
             self._epoch_started = now
         self._begin_epoch()
+
+    def restore_best(self, sess):
+        """Puts the weights by which the run is judged into the session, see `Checkpoints.restore_best`."""
+        self._judged = None
+        if self.cluster.is_chief:
+            self._judged = self._checkpoints.restore_best(sess, len(self.data.validation))
+        self.cluster.copy_from_chief(sess)
 
     def finish(self, sess, step, evaluation):
         """Writes and prints the result of the test after the last step, and sets `result`."""
         if self.cluster.is_chief:
             self.evaluated(sess, "test", step, evaluation)
-            self.result = {
+            best, count = self._judged, len(self.data.validation)
+            if best is None and count:
+                say("%d validation images are too few to choose weights by: the last ones are tested" % count)
+            result = {
                 "dataset": self.config.dataset,
                 "parameters": self._net.parameters,
                 "epochs": step // self.steps_per_epoch,
                 "steps": step,
-                "test_accuracy": evaluation.accuracy,
-                "test_loss": evaluation.loss,
-                "checkpoint": "dense.ckpt-%d" % step,
+                "test_accuracy": float(evaluation.accuracy),
+                "test_loss": float(evaluation.loss),
+                "checkpoint": "dense.ckpt-%d" % step if best is None else "best/dense.ckpt-%d" % best,
                 "train_seconds": round(self._train_seconds, 3),
                 "images_per_second": round(self._images_per_second(), 1),
                 "tensorflow": tf.VERSION,
                 "hyperparameters": dict(self._settings, total_epochs=self.config.total_epochs),
             }
+            self.result = json.loads(json.dumps(result))  # of plain types, as when it is read again
             self._directory.write_json("result.json", self.result)
-            best = self._directory.checkpoints("best")
-            if best and best[0][0] != step:
-                say("the best on validation is %s: evaluate, predict and export use it" % best[0][1])
-            say("test accuracy %.2f%%, loss %.4f, of the weights after epoch %d (%s)" % (
-                100 * evaluation.accuracy, evaluation.loss, self.result["epochs"],
-                os.path.join(self._folder, "result.json")))
+            say("test accuracy %.2f%%, loss %.4f, of the %s weights, after epoch %d (%s)" % (
+                100 * evaluation.accuracy, evaluation.loss, "last" if best is None else "best",
+                (best or step) // self.steps_per_epoch, os.path.join(self._folder, "result.json")))
             self._logs.end(step)
             self._logs.stop_if_it_cannot_write()
 

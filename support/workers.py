@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from support import UserError, say
+from support.environment import quiet
 from support.heartbeat import Heartbeat
 from support.machine import cores
 from support.replicas import Replica, all_sum
@@ -23,40 +24,52 @@ class Cluster:
     """The processes (workers) that train one model, and the devices of this process.
 
     Args:
-        batch_size: number of images in a step, over all processes.
+        batch_size: number of images in a step, over all processes; at most, if `images` is given.
         devices: number of replicas in this process. 0: one replica per GPU; without a GPU, two CPU replicas if this is
             the only process, which keeps two cores busy, else one. 0 uses fewer replicas if that number does not divide
-            the process's share of the batch evenly.
+            the process's share of the batch evenly, or gives a replica fewer than `least` images.
         sync_batch_norm: see Replica.
         timeout: seconds without a heartbeat after which a worker is lost.
-        tf_config: the environment variable TF_CONFIG, in the format of TensorFlow's distribution strategies:
-            {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}. Empty: there is one
-            process.
+        tf_config: the environment variable TF_CONFIG, see `workers_of`. Empty: there is one process.
+        least: least number of images over which a batch normalization takes its statistics.
+        images: number of training images. A larger batch becomes the largest one that all replicas can share.
     Attributes:
         replicas: the Replicas of this process.
+        batch_size: number of images in a step, over all processes.
         share: the slice of each batch that this worker trains on.
     Raises:
-        UserError: `tf_config` is invalid, or the batch cannot be divided evenly.
+        UserError: `tf_config` is invalid, the batch cannot be divided evenly, or the parts are too small.
     """
 
-    def __init__(self, batch_size=1, devices=0, sync_batch_norm=False, timeout=60.0, tf_config=""):
+    def __init__(self, batch_size=1, devices=0, sync_batch_norm=False, timeout=60.0, tf_config="", least=1,
+                 images=None):
         self.timeout = timeout
-        self.workers, self.task = _workers(tf_config)
+        self.workers, self.task = workers_of(tf_config)
         # If this is the only process, each session gets a thread pool of its own. By default all sessions share the
         # pool of the process's first session, and the number of threads would change the last bits of the results.
         # A server's sessions keep the default: a pool of their own would be destroyed while operations still run in it.
         os.environ.pop("TF_OVERRIDE_GLOBAL_THREADPOOL", None)
         if self.alone:
             os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
-        size = batch_size // len(self.workers)
-        gpus = len(tf.config.experimental.list_physical_devices("GPU"))
+        with quiet():  # without a GPU, CUDA says so
+            gpus = len(tf.config.experimental.list_physical_devices("GPU"))
+        self.batch_size = batch_size
+        if images is not None and batch_size > images:
+            together = len(self.workers) * max(1, devices)
+            self.batch_size = images // together * together
+            if not self.batch_size:
+                raise UserError("the %d training images cannot be shared by %d devices: use fewer, or more images"
+                                % (images, together))
+        size = self.batch_size // len(self.workers)
         # Two CPU replicas for any number of cores: the results must not depend on the number of cores.
         at_most = devices or gpus or (2 if self.alone else 1)
-        self.devices = devices or next(count for count in range(at_most, 0, -1) if size % count == 0)
+        parts = size // (1 if sync_batch_norm else least)  # at most so many are large enough
+        self.devices = devices or next((count for count in range(min(at_most, parts), 0, -1) if size % count == 0), 1)
         self.count = len(self.workers) * self.devices
-        if batch_size % self.count:
+        if self.batch_size % self.count:
             raise UserError("batch_size=%d cannot be divided among %d devices: make it a multiple"
                             % (batch_size, self.count))
+        self._require(least, sync_batch_norm, self.batch_size < batch_size)
         self.share = slice(self.task * size, (self.task + 1) * size)
         self._kind = "gpu" if gpus else "cpu"
         self.place = "/job:worker/replica:0/task:%d" % self.task if len(self.workers) > 1 else ""
@@ -67,7 +80,29 @@ class Cluster:
                     index == 0, sync_batch_norm and shared) for index in range(self.devices)]
         self.target = ""
         self._number = 0
-        self._server = self._heartbeat = None
+        self._config = self._server = self._heartbeat = None
+
+    def _require(self, least, sync_batch_norm, all_images):
+        """Raises UserError if a batch normalization gets fewer than `least` images.
+
+        `all_images`: whether the batch holds all the training images that it can hold.
+        """
+        part = self.batch_size if sync_batch_norm else self.batch_size // self.count
+        if part >= least:
+            return
+        ways = ["more training images" if all_images else "batch_size=%d or more" % (
+            least * (1 if sync_batch_norm else self.count))]
+        if self.devices > 1:
+            ways.append("fewer devices")
+        if len(self.workers) > 1:
+            ways.append("fewer workers")
+        if self.batch_size >= least:
+            ways.append("sync_batch_norm=True")
+        raise UserError(
+            "%s %d image%s, and batch normalization cannot normalize so few where the network has shrunk them to one "
+            "pixel: use %s, or a network or stem that shrinks images less" % (
+                "the batch has" if self.count == 1 or sync_batch_norm else "each of %d devices gets" % self.count,
+                part, "s" if part > 1 else "", ", ".join(ways)))
 
     @property
     def alone(self):
@@ -171,6 +206,7 @@ class Cluster:
         """
         if self.alone:
             return
+        self._config = config
         try:
             self._server = tf.train.Server({"worker": self.workers}, "worker", self.task, config=config)
         except tf.errors.OpError as error:
@@ -194,19 +230,53 @@ class Cluster:
             except tf.errors.OpError:
                 pass  # the work is done: a lost worker no longer matters
 
-    def number_from_chief(self, number, config):
-        """Returns the chief's value of a number in every worker. Call it before building the graph.
+    # The next two are called by all workers, in the same order, after `start` and before the graph is built.
 
-        Args:
-            number: an integer. Only the chief's value is used.
-            config: the session's tf.ConfigProto.
+    def from_chief(self, value):
+        """Returns the chief's plain value in every worker."""
+        return self._exchanged(value)[0]
+
+    def compare(self, facts):
+        """Checks that all workers have the same facts, {name: plain value}.
+
+        Raises:
+            UserError: some differ, in every worker. It names them, with the values of two workers.
         """
+        own = {}
+        for name, value in facts.items():
+            text = json.dumps(value, sort_keys=True)
+            own[name] = [text if len(text) <= 40 else text[:37] + "...", zlib.crc32(text.encode())]
+        every = self._exchanged(own)
+        names = sorted(set().union(*every))
+        differing = [name for name in names if any(each.get(name) != every[0].get(name) for each in every)]
+        if not differing:
+            return
+        if self._heartbeat is not None:
+            self._heartbeat.leaving = True  # all workers end now: none of them is lost
+        raise UserError("the workers differ in %s: start all with the same command and the same files" % "; ".join(
+            _difference(name, [each.get(name) for each in every]) for name in differing[:5]))
+
+    def _exchanged(self, value):
+        """Returns the plain values that the workers give, in the workers' order."""
         if self.alone:
-            return number
-        with tf.Graph().as_default() as graph, tf.device(self.place):
-            total = self._sum(tf.constant(float(number if self.is_chief else 0)))
-            with tf.Session(self.target, config=config, graph=graph) as sess:
-                return int(sess.run(total))
+            return [value]
+        text = json.dumps(value).encode()
+        length = int(self._gathered([len(text)]).max())
+        rows = self._gathered(np.frombuffer(text.ljust(length), np.uint8))
+        return [json.loads(row.astype(np.uint8).tobytes().decode()) for row in rows]
+
+    def _gathered(self, numbers):
+        """Returns the numbers of all workers, float64 [workers, n]: a sum of tables that are zero but for one row."""
+        table = np.zeros([len(self.workers), len(numbers)])
+        table[self.task] = numbers
+        try:
+            with tf.Graph().as_default() as graph, tf.device(self.place):
+                total = self._sum(tf.constant(table))
+                with self.watched(), tf.Session(self.target, config=self._config, graph=graph) as sess:
+                    return sess.run(total)
+        except tf.errors.OpError as error:
+            raise UserError("the workers cannot agree (%s): give all of them the same list of workers in TF_CONFIG, "
+                            "and start all again" % type(error).__name__) from None
 
     def copy_from_chief(self, sess):
         """Sets all variables of every worker to the chief's values."""
@@ -217,13 +287,6 @@ class Cluster:
         """Returns the sums over all workers of each of n numbers, float64 [n]."""
         values = np.asarray(values, np.float64)
         return values if self.alone else sess.run(self._total, {self._value: values})
-
-    def compare(self, sess, settings):
-        """Raises UserError unless all workers have the same settings. `settings` is a dictionary of plain values."""
-        own = zlib.crc32(json.dumps(settings, sort_keys=True).encode())
-        if self.total(sess, [own])[0] != len(self.workers) * own:
-            raise UserError("the workers have different hyperparameters or data: start all with the same command, and "
-                            "with the same files")
 
     @contextlib.contextmanager
     def watched(self):
@@ -236,21 +299,56 @@ class Cluster:
             raise
 
 
-def _workers(tf_config):
-    """Returns (addresses of the workers, index of this worker). Raises UserError if `tf_config` is invalid."""
-    if not tf_config.strip():
-        return [""], 0
+def _difference(name, values):
+    """What the message says of a fact that differs: the values, [text, checksum] or None, of two workers."""
+    other = next(task for task, value in enumerate(values) if value != values[0])
+    shown = [value[0] if value else "missing" for value in (values[0], values[other])]
+    if shown[0] == shown[1]:
+        return name  # only the checksums differ: the end of a long text
+    return "%s (%s in worker 0, %s in worker %d)" % (name, shown[0], shown[1], other)
+
+
+def workers_of(tf_config):
+    """Reads TF_CONFIG, in the format of TensorFlow's distribution strategies:
+
+        {"cluster": {"chief": ["host:port"], "worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}
+
+    The chief, if there is one, is worker 0, and the others follow. Older services call it master. Other keys are
+    ignored. A process without others, or without a cluster, trains alone.
+
+    Returns:
+        (addresses of the workers, index of this one).
+    Raises:
+        UserError: the text is invalid, or names roles that this program does not have.
+    """
     try:
-        content = json.loads(tf_config)
-        workers = content["cluster"]["worker"]
-        task = content["task"]["index"]
-        understood = (set(content["cluster"]) == {"worker"} and content["task"]["type"] == "worker" and workers
-                      and all(isinstance(worker, str) and ":" in worker for worker in workers)
-                      and len(set(workers)) == len(workers)
-                      and isinstance(task, int) and 0 <= task < len(workers))
-    except (ValueError, KeyError, TypeError):
+        content = json.loads(tf_config) if tf_config.strip() else {}
+        cluster, task = content.get("cluster") or {}, content.get("task") or {}
+        _refuse_other_roles(cluster, task)
+        chiefs = [*(cluster.get("chief") or ()), *(cluster.get("master") or ())]
+        workers = chiefs + [*(cluster.get("worker") or ())]
+        if not workers:
+            return [""], 0
+        if len(workers) == 1 and not task:
+            task = {"type": "chief" if chiefs else "worker", "index": 0}
+        index = int(str(task["index"]))
+        places = {"chief": range(len(chiefs)), "master": range(len(chiefs)),
+                  "worker": range(len(chiefs), len(workers))}[task["type"]]
+        understood = (len(chiefs) <= 1 and 0 <= index < len(places) and len(set(workers)) == len(workers)
+                      and all(isinstance(worker, str) and ":" in worker for worker in workers))
+    except (ValueError, KeyError, TypeError, AttributeError):
         understood = False
     if not understood:
         raise UserError('TF_CONFIG is not understood: set it to {"cluster": {"worker": ["host:port", ...]}, "task": '
                         '{"type": "worker", "index": 0}}, with distinct addresses and this one\'s index among them')
-    return workers, task
+    return workers, places[index]
+
+
+def _refuse_other_roles(cluster, task):
+    """Raises UserError if TF_CONFIG has parameter servers, or gives this process a role without work."""
+    if task.get("type") == "evaluator":
+        raise UserError("TF_CONFIG makes this process an evaluator, which is not needed: do not start it, the first "
+                        "worker reports the evaluation after each epoch")
+    if cluster.get("ps") or task.get("type") == "ps":
+        raise UserError("TF_CONFIG has parameter servers (ps), which are not used here: start none, and list all "
+                        "machines that train under chief and worker")

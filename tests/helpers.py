@@ -4,6 +4,7 @@ import contextlib
 import glob
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import tensorflow.compat.v1 as tf
 import Densenet
 from support import command_line, download
 from support.augmentation import training_batches
+from support.interruption import URGENT, WARNINGS
 from support.settings import shown
 from support.workers import Cluster
 
@@ -72,9 +74,24 @@ def offline(*_):
     raise download.Unavailable("no network")
 
 
+@contextlib.contextmanager
+def default_signals():
+    """A program that is started here begins with the default handlers, also where the tests were started without.
+
+    A background job of a script ignores SIGINT, nohup ignores SIGHUP, and programs inherit what is ignored.
+    """
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in URGENT + WARNINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def program(arguments, **options):
-    return subprocess.Popen([sys.executable, "-W", "ignore", PROGRAM] + arguments, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, universal_newlines=True, **options)
+    with default_signals():
+        return subprocess.Popen([sys.executable, "-W", "ignore", PROGRAM] + arguments, **dict(
+            dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True), **options))
 
 
 def arguments_for(tiny_mnist, name, **changes):

@@ -215,6 +215,78 @@ def test_a_folder_with_a_missing_or_wrongly_sized_file_is_refused(tmp_path):
         cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
 
 
+@pytest.mark.parametrize("place", ["", "cifar10", "CIFAR-10", "cifar10/cifar-10-binary",
+                                   "cifar-10-batches-bin/cifar-10-batches-bin", "cifar-10-binary/cifar-10-batches-bin"])
+def test_the_unpacked_files_are_found_without_their_folder_or_inside_others(tmp_path, place):
+    layout = SMALL["CIFAR10"]
+    write_folder(tmp_path / "first", layout)
+    (tmp_path / "data" / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "first" / layout.folder).rename(tmp_path / "data" / place)
+    data = cifar10.prepare_data(str(tmp_path / "data"), 0, NO_MIRRORS)
+    files = all_files(layout)
+    np.testing.assert_array_equal(data.train.images, np.concatenate([files[name][1] for name in layout.train]))
+    np.testing.assert_array_equal(data.test.images, files["test_batch.bin"][1])
+
+
+def test_the_unpacked_folder_itself_may_be_data_dir(tmp_path):
+    for layout, prepare in ((SMALL["CIFAR10"], cifar10.prepare_data), (SMALL["CIFAR100"], cifar10.prepare_cifar100)):
+        write_folder(tmp_path, layout)
+        assert len(prepare(str(tmp_path / layout.folder), 0, NO_MIRRORS).test) == 5
+
+
+def test_an_archive_is_preferred_to_single_files_beside_it(tmp_path):
+    write_archive(tmp_path / "cifar-100-binary.tar.gz", contents(SMALL["CIFAR100"]))
+    for name in ("train.bin", "test.bin"):  # of another program
+        (tmp_path / name).write_bytes(b"tokens")
+    assert len(cifar10.prepare_cifar100(str(tmp_path), 0, NO_MIRRORS).train) == 13
+
+
+@pytest.mark.parametrize("name", ["cifar-10-binary.tar", "cifar-10-binary.tar.gz"])
+def test_an_archive_that_a_browser_has_unpacked(tmp_path, name):
+    write_archive(tmp_path / "packed", contents(SMALL["CIFAR10"]))
+    (tmp_path / name).write_bytes(gzip.decompress((tmp_path / "packed").read_bytes()))
+    assert len(cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS).train) == 35
+
+
+@pytest.mark.parametrize("prepare, home, names", [
+    ("prepare_data", "cifar10", ["cifar-10-batches-py"]), ("prepare_data", "cifar10", ["cifar-10-python.tar.gz"]),
+    ("prepare_data", "cifar10", ["data_batch_1"]), ("prepare_data", "cifar10", ["data_batch_1.mat"]),
+    ("prepare_data", "cifar10", ["cifar-10-matlab.tar.gz"]), ("prepare_data", "cifar10", ["data_batch_1.bin"]),
+    ("prepare_cifar100", "cifar100", ["cifar-100-python"]), ("prepare_cifar100", "cifar100", ["meta"]),
+    ("prepare_cifar100_coarse", "cifar100", ["cifar-100-python.tar.gz", "train.mat"])])
+def test_other_versions_are_named_before_the_download(tmp_path, capsys, monkeypatch, prepare, home, names):
+    layout = SMALL[home.upper()]
+    said = []
+
+    def fetch(*_):
+        said.append(capsys.readouterr().out)
+        raise download.Unavailable("no network")
+
+    monkeypatch.setattr(cifar10, "fetch_all", fetch)
+    for folder in ("", home):
+        data_dir = tmp_path / ("in " + folder)
+        (data_dir / folder).mkdir(parents=True)
+        paths = sorted(str(data_dir / folder / name) for name in names)
+        for path in paths:
+            with open(path, "w"):
+                pass
+        (data_dir / ("cifar100" if home == "cifar10" else "cifar10")).mkdir()
+        (data_dir / "train").mkdir()  # somebody's images
+        with pytest.raises(download.Unavailable) as caught:
+            getattr(cifar10, prepare)(str(data_dir), 0)
+        reason = "unpickling the Python version would run code from the file"
+        assert said.pop() == ("Not used: %s. %s is read from its binary version alone (%s), which is downloaded now: "
+                              "%d MB.\n" % (", ".join(paths), home, reason, round(layout.size / 1e6 - 0.5)))
+        assert str(caught.value).endswith("; not used: %s (%s)" % (", ".join(paths), reason))
+
+
+def test_a_download_without_other_versions_says_nothing(tmp_path, capsys):
+    (tmp_path / "cifar100" / "cifar-100-python").mkdir(parents=True)
+    with pytest.raises(download.Unavailable) as caught:
+        cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+    assert "not used" not in str(caught.value) and capsys.readouterr().out == ""
+
+
 def test_the_error_names_missing_files(tmp_path):
     with pytest.raises(download.Unavailable) as caught:
         cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS)

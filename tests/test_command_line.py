@@ -2,14 +2,14 @@
 
 import glob
 import os
-import subprocess
-import sys
+import re
 
 import pytest
 from helpers import main, offline
 
 import Densenet
 import mnist_loader
+from support import UserError
 from support.settings import declared
 
 
@@ -23,13 +23,20 @@ def test_ctrl_c_before_the_first_step(folder, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments,sentence", [
-    (["growthk=24"], "there is no setting 'growthk': the nearest are growth_k"),
+    (["growthk=24"], "there is no setting 'growthk': write growth_k=24 "),
+    (["--epochs", "3"], "'--epochs 3' is not a setting: epochs is total_epochs here, write total_epochs=3 "),
+    (["--total_epochs", "3"], "'--total_epochs 3' is not a setting: write total_epochs=3 "),
+    (["evaluate"], "'evaluate' is not a setting: write mode=evaluate "),
+    (["optimizer=nesterov"], "optimizer must be one of adam, momentum, sgd; the nearest is momentum"),
+    (["checkpoint=does/not/exist"], "checkpoint belongs to mode=evaluate, predict, export, not to mode=train"),
+    (["model_dir=s3://bucket/run"], "model_dir must be a path on this machine"),
+    (["log_dir=gs://bucket/logs"], "log_dir must be a path on this machine"),
+    (["data_dir=hdfs://host/data"], "data_dir must be a path on this machine"),
     (["batch_size=0"], "batch_size must be an integer from 1"),
     (["growth_k=abc"], "growth_k=abc: growth_k must be an integer"),
     (["growth_k=1000000"], "growth_k must be"),
     (["dropout_rate=1.5"], "dropout_rate must be a number from 0 to 0.95"),
     (["network=densenet"], "network must be one of custom, densenet_40_12"),
-    (["batch_size=301"], "batch_size=301 is more than the 300 training images"),
     (["blocks=1,1,1,1,1,1", "stem=3x3s2"], "the 28x28 images shrink to 0 at trans_3"),
     (["data_dir=nowhere"], "MNIST is neither in nowhere"),
     (["data_dir=file"], "file cannot be read as a folder"),
@@ -67,17 +74,36 @@ def test_the_help_names_every_hyperparameter(capsys):
     for name in declared(Densenet):
         assert "  %s=" % name in output
     assert "  batch_size=50\n" in output and "  growth_k=7\n" in output
+    assert re.search("optimizer=momentum: .*batch_size=64 total_epochs=300", output)
+    assert "  optimizer=sgd: init_learning_rate=0.1 weight_decay=0.0001\n" in output
+    meaning = output.partition("  optimizer=adam\n")[2].partition("\n")[0]
+    assert "300 epochs" in meaning and "64" in meaning
 
 
-def test_the_environment_is_set_before_tensorflow_is_imported():
-    """oneDNN's kernels are on by default only on some processors."""
-    names = ("TF_ENABLE_ONEDNN_OPTS", "TF_CPP_MIN_LOG_LEVEL")
-    script = ("import os, sys; import support.environment; assert 'tensorflow' not in sys.modules; "
-              "import Densenet; print([os.environ[name] for name in %r])" % (names,))
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    with open(Densenet.__file__, encoding="utf-8") as file:
-        source = file.read()
-    assert source.index("import support.environment") < source.index("import tensorflow")
-    output = subprocess.check_output([sys.executable, "-W", "ignore", "-c", script], stderr=subprocess.DEVNULL,
-                                     env=dict(environment, PYTHONPATH=os.path.dirname(Densenet.__file__)))
-    assert output.decode().split() == ["['1',", "'2']"]
+def test_spaces_around_the_equals_sign_do_not_matter(monkeypatch):
+    monkeypatch.setattr(Densenet, "train", lambda arguments: found.append(Densenet.choose(arguments)))
+    found = []
+    for arguments in (["growth_k", "=", "24"], ["growth_k=", "24"], ["growth_k", "=24"]):
+        assert main(arguments + ["seed=3"]) == 0
+    assert [(config.growth_k, config.seed) for config in found] == 3 * [(24, 3)]
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate", "predict", "export"])
+def test_the_mode_is_that_of_the_arguments(mode, monkeypatch):
+    ran = []
+    for name in ("train", "evaluate", "predict", "export"):
+        monkeypatch.setattr(Densenet, name, lambda arguments, name=name: ran.append(name))
+    assert main(["mode", "=", mode]) == 0 and main(["mode=" + mode.upper()]) == 0
+    monkeypatch.setattr(Densenet, "mode", mode)
+    assert main([]) == 0
+    assert ran == 3 * [mode]
+
+
+def test_in_python_main_runs_any_mode_and_a_mode_runs_as_itself_alone(monkeypatch):
+    for name in ("evaluate", "train"):
+        with pytest.raises(UserError, match="^%s was called with mode=export: call Densenet.export, or " % name):
+            getattr(Densenet, name)(mode="export", run_name="any")
+    monkeypatch.setattr(Densenet, "predict", lambda arguments, **overrides: (arguments, overrides))
+    assert Densenet.main(["growth_k=3"], mode="predict", images="a.png") == (
+        ["growth_k=3"], {"mode": "predict", "images": "a.png"})
+    assert Densenet.main("mode=predict images=a.png") == ("mode=predict images=a.png", {})

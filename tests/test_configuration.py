@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 
 import pytest
@@ -82,7 +83,7 @@ def test_the_shipped_defaults_match_the_constants():
 def test_every_hyperparameter_either_identifies_a_run_or_can_change():
     free = {"mode", "data_dir", "cache_dir", "digits_stand_in", "total_epochs", "memory_efficient", "devices",
             "worker_timeout", "checkpoint", "images", "json", "log_dir", "model_dir", "run_name", "checkpoint_minutes",
-            "trace_step", "test_every_epoch"}
+            "trace_step", "test_every_epoch", "handwriting", "pixel_range", "truncated_images"}
     assert set(Densenet.IDENTIFYING) | free == set(declared(Densenet)) and not free & set(Densenet.IDENTIFYING)
 
 
@@ -102,10 +103,19 @@ def test_settings_of_earlier_versions_are_converted():
     found = configuration.of_earlier_versions({
         "dataset": "folder", "validation_size": None, "image_size": 64, "crop_area": 1.0, "network": "densenet_folder",
         "transition_channels": None, "stem_channels": None, "growth_k": 32})
-    assert found == {"dataset": "folder", "validation_size": 0.1, "image_size": 64, "crop_area": 1.0,
-                     "transition_channels": 0, "stem_channels": 0, "growth_k": 32}
+    unrecorded = {"cutout": 0, "shift_average": 0, "transition_pooling": "average"}
+    assert found == dict(unrecorded, dataset="folder", validation_size=0.1, image_size=64, crop_area=1.0,
+                         transition_channels=0, stem_channels=0, growth_k=32)
     assert configuration.of_earlier_versions({"dataset": "mnist", "image_size": None, "crop_area": 1.0,
-                                              "network": "densenet_mnist"}) == {"dataset": "mnist"}
+                                              "network": "densenet_mnist"}) == dict(unrecorded, dataset="mnist")
+
+
+def test_a_run_from_before_max_pooling_keeps_its_average_pooling():
+    """CIFAR's default is max pooling now. Pooling has no weights, so that a checkpoint does not tell the two apart."""
+    recorded = {"dataset": "cifar10", "growth_k": 24, "cutout": 3}
+    config = Densenet.choose(**configuration.of_earlier_versions(recorded))
+    assert Densenet.choose(dataset="cifar10").transition_pooling == "max"
+    assert (config.transition_pooling, config.shift_average, config.cutout) == ("average", 0, 3)
 
 
 def test_image_size_is_refused_where_it_has_no_effect():
@@ -119,3 +129,151 @@ def test_each_setting_has_a_value_on_its_line():
         lines = re.findall(r"^(\w+): .*? = (.*?)  # (.+)$", file.read(), re.MULTILINE)
     assert [name for name, _, _ in lines] == list(declared(Densenet))
     assert not [name for name, value, _ in lines if "None" in value]
+
+
+@pytest.mark.parametrize("mode, unused", [
+    ("train", {"checkpoint", "images", "json", "handwriting"}), ("evaluate", {"images", "json", "handwriting"}),
+    ("export", {"images", "json", "handwriting"}), ("predict", set())])
+def test_a_setting_that_a_mode_does_not_use_is_refused_by_name(mode, unused):
+    values = {"checkpoint": "does/not/exist", "images": "a.png", "json": "a.json", "handwriting": True}
+    for name, value in values.items():
+        for arguments, options in (([], {"mode": mode, name: value}), ([], {"caller": mode, name: value}),
+                                   (["mode=" + mode, "%s=%s" % (name, value)], {})):
+            if name in unused:
+                with pytest.raises(UserError, match="^%s belongs to mode=.*predict.*, not to mode=%s" % (name, mode)):
+                    Densenet.choose(arguments, **options)
+            else:
+                assert getattr(Densenet.choose(arguments, **options), name)
+
+
+def test_a_checkpoint_for_training_is_told_how_training_resumes():
+    with pytest.raises(UserError, match="mode=evaluate, predict, export, not to mode=train: .*resumes its own run by"):
+        Densenet.choose(checkpoint="best")
+
+
+def test_an_edited_constant_and_an_empty_value_ask_nothing_of_a_mode(monkeypatch):
+    assert Densenet.choose(["images=", "json=", "handwriting=False"]).images == ()
+    monkeypatch.setattr(Densenet, "images", ("a.png",))
+    monkeypatch.setattr(Densenet, "checkpoint", "dense.ckpt-3")
+    assert Densenet.choose().images == ("a.png",)
+
+
+def test_the_settings_of_training_may_be_repeated_in_every_mode():
+    training = {name: getattr(Densenet.choose(), name) for name in declared(Densenet)
+                if name not in configuration.USED_BY and name not in ("mode", "image_size", "crop_area")}
+    for mode in ("train", "evaluate", "predict", "export"):
+        assert Densenet.choose(mode=mode, **dict(training, run_name="a")).mode == mode
+
+
+def test_the_function_of_a_mode_sets_the_mode_and_refuses_another():
+    config = Densenet.choose(caller="predict", images="a.png")
+    assert config.mode == "predict" and Densenet.choose(**config.given).mode == "predict"
+    assert Densenet.choose(caller="train").given == {}
+    assert Densenet.choose(["mode=evaluate"], caller="evaluate").mode == "evaluate"
+    for arguments in ((["mode=evaluate"],), (["mode", "=", "evaluate"],)):
+        with pytest.raises(UserError, match="^train was called with mode=evaluate: call Densenet.evaluate, or "):
+            Densenet.choose(*arguments, caller="train")
+    with pytest.raises(UserError, match="^export was called with mode=train: call Densenet.train, or "):
+        Densenet.choose(caller="export", mode="train")
+
+
+def test_the_function_of_a_mode_wins_over_an_edited_mode(monkeypatch):
+    monkeypatch.setattr(Densenet, "mode", "evaluate")
+    assert Densenet.choose().mode == "evaluate"
+    config = Densenet.choose(caller="train")
+    assert config.mode == "train" and Densenet.choose(**config.given).mode == "train"
+
+
+def test_edited_and_given_settings_are_told_from_the_shipped_ones(monkeypatch):
+    assert Densenet.choose().edited == frozenset()
+    assert Densenet.choose(optimizer="momentum").edited == {"optimizer"}  # what it brings is nobody's edit
+    assert Densenet.choose(growth_k=Densenet.choose().growth_k).edited == {"growth_k"}
+    monkeypatch.setattr(Densenet, "total_epochs", 7)
+    assert Densenet.choose(["seed=3"]).edited == {"seed", "total_epochs"}
+    monkeypatch.setattr(Densenet, "total_epochs", by_dataset(13, digits=9, cifar=46, folder=30))
+    assert Densenet.choose().edited == frozenset() and Densenet.choose(dataset="digits").edited >= {"total_epochs"}
+
+
+@pytest.mark.parametrize("data_dir, name", [
+    ("pets", "pets"), ("a/b/pets/", "pets"), ("/", "root"), ("my photos [2019]", "my_photos__2019_"), ("v1.2", "v1_2"),
+    ("mnist", "folder-mnist"), ("CIFAR10", "folder-CIFAR10"), ("folder", "folder-folder"), ("mnist2", "mnist2"),
+    ("Straße-空+1", "Straße-空+1"), (".data", "_data"), ("a=1", "a_1"), ("a/..", None)])
+def test_a_run_is_named_after_its_folder(folder, data_dir, name):
+    name = name or os.path.basename(folder)
+    config = Densenet.choose(dataset="folder", data_dir=data_dir)
+    assert config.run_name == name and config.earlier_run_name == "folder"
+    changed = Densenet.choose(dataset="folder", data_dir=data_dir, growth_k=24, seed=3)
+    assert changed.run_name == name + "-growth_k=24-seed=3"
+    assert changed.earlier_run_name == "folder-growth_k=24-seed=3"
+    assert "data_dir" not in config.identifying
+
+
+def test_a_run_is_named_after_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "birds").mkdir()
+    monkeypatch.chdir(str(tmp_path / "birds"))
+    assert Densenet.choose(dataset="folder", data_dir=".").run_name == "birds"
+    assert Densenet.choose(dataset="folder", data_dir=pathlib.Path("..")).run_name == tmp_path.name
+    monkeypatch.setattr(Densenet, "data_dir", "pets")
+    assert Densenet.choose(dataset="folder").run_name == "pets"
+
+
+def test_other_runs_have_no_earlier_name():
+    assert Densenet.choose().earlier_run_name is None
+    assert Densenet.choose(dataset="folder", run_name="mine").earlier_run_name is None
+
+
+def test_a_long_folder_name_fits_the_file_system():
+    names = [Densenet.choose(dataset="folder", data_dir="空" * 80 + end, seed=1).run_name for end in "ab"]
+    assert names[0] != names[1] and all(len(name.encode()) <= 200 for name in names)
+    assert all(settings.file_name().parse(name) == name for name in names)
+
+
+def test_plain_sgd_keeps_the_schedule_of_the_data_set():
+    for dataset in ("mnist", "cifar10", "folder"):
+        plain, sgd = Densenet.choose(dataset=dataset), Densenet.choose(dataset=dataset, optimizer="sgd")
+        differing = {name for name in declared(Densenet) if getattr(plain, name) != getattr(sgd, name)}
+        assert differing == {"optimizer", "init_learning_rate", "weight_decay", "run_name"}
+        assert (sgd.init_learning_rate, sgd.weight_decay) == (0.1, 1e-4)
+        assert sgd.origins["weight_decay"] == "optimizer=sgd" and sgd.run_name.endswith("-optimizer=sgd")
+    assert Densenet.choose(optimizer="sgd", augmentation=False, weight_decay=0).dropout_rate == 0.0
+
+
+@pytest.mark.parametrize("name, value, sentence", [
+    ("lr", 0.1, "lr is init_learning_rate here, write init_learning_rate=0.1 "),
+    ("Learning-Rate", 0.1, "Learning-Rate is init_learning_rate here, write init_learning_rate=0.1 "),
+    ("epochs", 3, "epochs is total_epochs here, write total_epochs=3 "), ("bs", 8, "bs is batch_size here, "),
+    ("wd", 1e-4, "wd is weight_decay here, write weight_decay=0.0001 "), ("k", 24, "k is growth_k here, "),
+    ("dropout", 0.2, "dropout is dropout_rate here, "), ("theta", 0.5, "theta is compression here, "),
+    ("keep_prob", 0.8, "keep_prob is 1 - dropout_rate here"), ("depth", 40, "network=NAME sets the depth"),
+    ("arch", "densenet121", "arch is network here, "), ("data-path", "x", "data-path is data_dir here, "),
+    ("num_gpus", 2, "devices=2 is a number of GPUs"), ("logdir", "x", "write log_dir=x "),
+    ("ckpt", "x", "ckpt is checkpoint here, "), ("exp_name", "x", "exp_name is run_name here, "),
+    ("fp16", True, "write precision=bfloat16 or"), ("test", True, "write mode=evaluate "),
+    ("predict", True, "write mode=predict "),
+    ("augment", False, "augment is augmentation here, write augmentation=False "),
+    ("img_size", 32, "img_size is image_size here, "), ("eps", 1e-8, "eps is epsilon here, write epsilon=1e-08 "),
+    ("opt", "sgd", "opt is optimizer here, write optimizer=sgd "), ("resume", True, "the same command again resumes"),
+    ("num_classes", 10, "classes, channels and normalization are found in the data"),
+    ("cifar10", 1, "write dataset=cifar10 "),
+    ("workers", 4, "batches are prepared by themselves"), ("momentum", 0.9, "momentum is 0.9 in optimizer=sgd"),
+])
+def test_the_usual_names_of_the_field_are_understood_as_hints(name, value, sentence):
+    with pytest.raises(UserError) as caught:
+        Densenet.choose(**{name: value})
+    assert str(caught.value).startswith("there is no setting '%s': %s" % (name, sentence))
+
+
+def test_each_usual_name_has_one_meaning_and_is_no_setting():
+    """A hint names one setting, or is a sentence whose settings and values exist."""
+    with open(os.path.abspath(configuration.__file__), encoding="utf-8") as file:
+        table = file.read().partition("HINTS = {")[2].partition("}.items()")[0]
+    names = [settings.squashed(name) for text in re.findall(r'"([a-z0-9_ ]+)"(?=,|\n +")', table)
+             for name in text.split()]
+    assert len(names) == len(set(names)) == len(configuration.HINTS)
+    kinds = declared(Densenet)
+    assert not set(configuration.HINTS) & {settings.squashed(name) for name in kinds}
+    for hint in configuration.HINTS.values():
+        assert hint in kinds or " " in hint
+        for name, value in re.findall(r"\b([a-z_]+)=([a-z0-9_.,]*[a-z0-9])", hint):
+            if name != "keep_prob":
+                assert settings.check(name, value, kinds) is not None

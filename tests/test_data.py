@@ -1,9 +1,9 @@
-"""Data sets: statistics and the validation split."""
+"""Data sets: statistics, the validation split, what identifies a data set, and the summary of classes."""
 
 import numpy as np
 import pytest
 
-from support.data import Split, color_preprocessing, data_set
+from support.data import Split, class_summary, color_preprocessing, data_set, same_data
 from support.file_reading import DataError
 
 
@@ -36,3 +36,58 @@ def test_a_validation_split_of_all_images_is_refused():
     split = Split(images, np.zeros(4, np.int64))
     with pytest.raises(DataError, match="validation_size=4 leaves nothing of the 4 training images of tiny"):
         data_set("tiny", split, split, ("a",), 4, black_border=True)
+
+
+def labelled(*labels):
+    return Split(np.zeros([len(labels), 2, 2, 1], np.uint8), np.array(labels, np.int64))
+
+
+def test_a_given_validation_split_is_used_and_all_training_images_are_trained_on():
+    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
+    train, given = Split(images, np.zeros(40, np.int64)), Split(images[:3] + 100, np.zeros(3, np.int64))
+    data = data_set("tiny", train, given, ("a",), 39, black_border=True, validation=given)
+    assert data.validation is given and data.train.images.ravel().tolist() == list(range(40))
+    assert abs(data.mean[0] - 19.5) < 1e-6
+    with pytest.raises(DataError, match="tiny has no training images"):
+        data_set("tiny", labelled(), given, ("a",), 0, black_border=True, validation=given)
+
+
+def test_a_pixel_range_belongs_to_what_identifies_a_data_set_if_there_is_one():
+    data = data_set("tiny", labelled(0, 0), labelled(0), ("a",), 0, black_border=True)
+    before = data.fingerprint()
+    assert set(before) == {"train", "validation", "test", "crc32", "image_shape", "class_names"}
+    data.pixel_range = (0.0, 65536.0)
+    now = data.fingerprint()
+    assert now == dict(before, pixel_range=[0, 65536])
+    assert same_data(before, now) and same_data(now, before) and same_data(now, dict(now))
+    assert not same_data(now, dict(now, pixel_range=[0, 4096]))
+    assert not same_data(before, dict(now, crc32=1)) and not same_data(dict(before, train=3), before)
+
+
+def summary(train, validation, test, names=("cat", "dog", "owl"), **options):
+    data = data_set("tiny", labelled(*train), labelled(*test), names, 0, black_border=True,
+                    validation=labelled(*validation))
+    return list(class_summary(data, **options))
+
+
+def test_the_summary_has_the_number_of_images_of_each_class_and_split():
+    assert summary([0] * 5 + [1] * 6 + [2] * 7, [0, 1, 1, 2], [0, 1, 2, 2, 2]) == [
+        "3 classes (training + validation + test images): cat 5 + 1 + 1, dog 6 + 2 + 1, owl 7 + 1 + 3"]
+
+
+def test_the_summary_points_out_what_a_class_lacks():
+    lines = summary([0] * 4 + [1] * 5, [0], [2, 1])
+    assert lines[1:] == ["fewer than 5 training images, too few to learn from: cat, owl",
+                         "no validation images, so that nothing is known of the accuracy: dog, owl",
+                         "no test images, so that nothing is known of the accuracy: cat"]
+    assert summary([0] * 5 + [1] * 5 + [2] * 5, [], [0, 1, 2])[1:] == []  # without a validation split
+
+
+def test_the_summary_of_many_classes_shows_the_smallest():
+    names = ["c%d" % label for label in range(100)]
+    train = [label for label in range(100) for _ in range(3 if label in (7, 50, 98) else 9)]
+    lines = summary(train, [], range(0, 100, 2), names, most=2)
+    assert lines == [
+        "100 classes (training + validation + test images), the 2 smallest of which are: c7 3 + 0 + 0, c50 3 + 0 + 1",
+        "fewer than 5 training images, too few to learn from: c7, c50 and 1 more",
+        "no test images, so that nothing is known of the accuracy: c7, c1 and 48 more"]

@@ -72,6 +72,15 @@ def test_a_good_mirror(tmp_path):
     assert files_in(tmp_path / "made" / "on the way") == ["file.bin"]
 
 
+def test_a_file_may_be_verified_by_its_md5(tmp_path):
+    right, wrong = hashlib.md5(CONTENT).hexdigest(), hashlib.md5(b"other").hexdigest()
+    with server(good) as url:
+        download.fetch_all({"file.bin": (len(CONTENT), "md5:" + right)}, [url], str(tmp_path / "right"))
+        with pytest.raises(download.Unavailable, match="md5 differs"):
+            download.fetch_all({"file.bin": (len(CONTENT), "md5:" + wrong)}, [url], str(tmp_path / "wrong"))
+    assert (tmp_path / "right" / "file.bin").read_bytes() == CONTENT and files_in(tmp_path / "wrong") == []
+
+
 def busy_twice(handler, number):
     answer(handler, b"busy", 503) if number < 3 else good(handler, number)
 

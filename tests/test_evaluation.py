@@ -1,33 +1,161 @@
 """Metrics of an evaluation with known values, and the evaluation of a network on a split."""
 
+import collections
+import json
+import tracemalloc
+import types
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from helpers import tiny_config
 
 import Densenet
+from support.data import Split
 from support.evaluation import Evaluation, evaluate_split
+from support.pictures import pictures_of
+
+
+def from_matrix(matrix, mistakes):
+    """An Evaluation with the numbers of images [true class, predicted class] in `matrix`."""
+    matrix = np.array(matrix)
+    labels, predicted = (index.ravel().repeat(matrix.ravel()) for index in np.indices(matrix.shape))
+    return Evaluation(0.5, labels, predicted, len(matrix), mistakes)
+
 
 NAMES = ("cat", "dog", "émeu")
-FOUND = Evaluation(0.5, np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]]), [(4, 0, 1, 0.75), (2, 1, 0, 0.5)])
+FOUND = from_matrix([[6, 2, 0], [1, 3, 0], [0, 0, 0]], [(4, 0, 1, 0.75), (2, 1, 0, 0.5)])
 
 
 def test_metrics_have_known_values():
     assert FOUND.accuracy == 0.75
     assert FOUND.class_accuracies() == [0.75, 0.75, None]
     assert FOUND.confusions() == [(2, 0, 1), (1, 1, 0)]
+    assert FOUND.class_counts().tolist() == [8, 4, 0]
+    assert FOUND.confusion_of([1, 0]).tolist() == [[3, 1], [2, 6]] and FOUND.confusion_of([2]).tolist() == [[0]]
     content = FOUND.as_json(NAMES)
     assert content["images"] == 12 and content["confusion_matrix"] == [[6, 2, 0], [1, 3, 0], [0, 0, 0]]
+    assert content["accuracy"] == 0.75 and content["class_accuracies"] == [0.75, 0.75, None]
 
 
 def test_table():
     lines = [line.split() for line in FOUND.table(NAMES)]
     assert lines[2:] == [["cat", "75.00%", "6", "2", "."], ["dog", "75.00%", "1", "3", "."],
                          ["émeu", "none", ".", ".", "."]]
-    many = Evaluation(0.5, np.diag(np.full(30, 7)) + np.eye(30, k=3, dtype=int), [])
+    many = from_matrix(np.diag(np.full(30, 7)) + np.eye(30, k=3, dtype=int), [])
     lines = list(many.table(["class %d" % index for index in range(30)]))
     assert lines[5].split() == ["class", "5", "87.50%"] and lines[31].split() == [
         "1", "times", "class", "0", "for", "class", "3"]
+
+
+def test_many_classes_have_the_frequent_confusions_instead_of_the_matrix():
+    """Each of 300 classes has 10 images, but class 299; class 7 is taken for 9 three times, 40 to 59 for 0 once."""
+    labels = np.repeat(np.arange(299), 10)
+    predicted = labels.copy()
+    predicted[70:73] = 9
+    predicted[400:600:10] = 0
+    evaluation = Evaluation(0.5, labels, predicted, 300, [])
+    names = ["class %d" % index for index in range(300)]
+    content = json.loads(json.dumps(evaluation.as_json(names)))
+    assert "confusion_matrix" not in content and evaluation.confusion is None
+    assert content["frequent_confusions"][0] == {"images": 3, "true": "class 7", "predicted": "class 9"}
+    assert [entry["true"] for entry in content["frequent_confusions"][1:]] == names[40:60]
+    assert content["class_accuracies"] == [1.0] * 7 + [0.7] + [1.0] * 32 + [0.9] * 20 + [1.0] * 239 + [None]
+    lines = [" ".join(line.split()) for line in evaluation.table(names)]
+    assert len(lines) == 42 and lines[0] == "lowest accuracies, of 300 classes, 299 of them with images:"
+    assert lines[1:4] == ["class 7 70.00%", "class 40 90.00%", "class 41 90.00%"]
+    assert lines[21:24] == ["most frequent confusions:", "3 times class 7 for class 9", "1 times class 40 for class 0"]
+    assert evaluation.most_confused(4) == [0, 7, 9, 40]
+
+
+class Network:
+    """A session and its tensors: an image's channels say which class (two bytes) and which loss this answers."""
+
+    def __init__(self, batch_size):
+        self.net = types.SimpleNamespace(images=Placeholder(batch_size), labels="labels", losses=0, predicted=1,
+                                         probabilities=2)
+        self.seen = 0
+
+    def run(self, fetches, feeds):
+        low, high, loss = feeds[self.net.images][:, 0, 0].T.astype(np.float32)
+        self.seen += len(low)
+        answers = loss, (low + 256 * high).astype(np.int64), 1 / (1 + loss)
+        return [answers[fetch] for fetch in fetches]
+
+
+class Placeholder:
+    """The images that are fed: only the shape counts."""
+
+    def __init__(self, batch_size):
+        self.shape = (batch_size, 1, 1, 3)
+
+
+def answered(count, class_num):
+    """A data set of `count` images of which the Network errs in about a fifth: (data, split, its answers, losses)."""
+    random = np.random.RandomState(count)
+    labels = random.randint(0, class_num, count)
+    predicted = np.where(random.rand(count) < 0.2, random.randint(0, class_num, count), labels)
+    losses = random.randint(0, 256, count)
+    images = np.stack([predicted % 256, predicted // 256, losses], 1).astype(np.uint8).reshape(count, 1, 1, 3)
+    data = types.SimpleNamespace(class_names=["class %d" % index for index in range(class_num)],
+                                 mean=np.zeros(3, np.float32), deviation=np.ones(3, np.float32))
+    return data, Split(images, labels), predicted, losses
+
+
+def check(evaluation, split, predicted, losses):
+    assert evaluation.loss == pytest.approx(losses.mean(), rel=1e-12)
+    assert evaluation.accuracy == np.mean(predicted == split.labels)
+    pairs = collections.Counter((true, found) for true, found in zip(split.labels.tolist(), predicted.tolist())
+                                if true != found)
+    assert evaluation.confusions() == sorted(((count,) + pair for pair, count in pairs.items()),
+                                             key=lambda entry: (-entry[0],) + entry[1:])
+    wrong = [index for index in range(len(predicted)) if predicted[index] != split.labels[index]]
+    surest = sorted(wrong, key=lambda index: losses[index])[:12]  # the probability is 1 / (1 + loss)
+    assert [mistake[:3] for mistake in evaluation.mistakes] == [
+        (index, split.labels[index], predicted[index]) for index in surest]
+    assert [mistake[3] for mistake in evaluation.mistakes] == pytest.approx(1 / (1 + losses[surest]), rel=1e-6)
+
+
+def test_an_evaluation_has_each_images_answer():
+    data, split, predicted, losses = answered(99, 7)
+    session = Network(13)
+    check(evaluate_split(session, session.net, split, data), split, predicted, losses)
+
+
+def test_all_workers_get_the_result_of_all_images():
+    data, split, predicted, losses = answered(99, 7)
+    sent, seen = [], []
+
+    def evaluate_as(task, total):
+        session = Network(13)
+        cluster = types.SimpleNamespace(task=task, workers=["a", "b", "c"], total=total)
+        evaluation = evaluate_split(session, session.net, split, data, cluster)
+        seen.append(session.seen)
+        return evaluation
+
+    for task in range(3):
+        evaluate_as(task, lambda sess, values: sent.append(values) or values)
+    assert seen == [39, 39, 26] and len({len(values) for values in sent}) == 1  # 8 batches; the last is padded
+    for task in range(3):
+        check(evaluate_as(task, lambda sess, values: np.sum(sent, 0)), split, predicted, losses)
+
+
+def test_memory_grows_with_the_number_of_classes_and_not_with_its_square():
+    peaks = {}
+    for class_num in (200, 2000, 10000):
+        data, split, predicted, losses = answered(3 * class_num, class_num)
+        session = Network(500)
+        tracemalloc.start()
+        evaluation = evaluate_split(session, session.net, split, data)
+        content = json.dumps(evaluation.as_json(data.class_names))
+        lines = list(evaluation.table(data.class_names))
+        pictures = pictures_of(evaluation, split.images, data.class_names)
+        peaks[class_num] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(lines) < 250 and "most_confused_classes" in pictures
+        assert len(content) < 1000000 and all(width <= 320 for _, width, _ in pictures.values())
+    # Fixed parts make the growth smaller than that of the classes, by 10 and by 5; squares would grow by 100 and 25.
+    assert peaks[2000] < 10 * peaks[200] and peaks[10000] < 7 * peaks[2000], peaks
 
 
 def test_evaluation_counts_every_image(tiny_mnist):

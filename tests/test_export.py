@@ -51,7 +51,7 @@ def test_an_export_that_cannot_be_written_is_refused(folder):
         with open("file", "w"):
             pass
         with pytest.raises(UserError, match="cannot write .*make room there"):
-            export_graph(sess, {"images": images}, {"output": output}, os.path.join("file", "export"))
+            export_graph(sess, {"images": images}, {"output": output}, os.path.join("file", "export"), {})
         os.makedirs("there.new")  # left by a killed process
-        assert export_graph(sess, {"images": images}, {"output": output}, "there") == ("there", "there.pb")
+        assert export_graph(sess, {"images": images}, {"output": output}, "there", {"size": 5}) == ("there", "there.pb")
         assert sorted(os.listdir(".")) == ["file", "there", "there.pb"]

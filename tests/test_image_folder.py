@@ -1,9 +1,12 @@
 """Image folders: decoding, caching, cropping and training."""
 
 import glob
+import hashlib
 import os
+import shutil
 import signal
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -217,24 +220,126 @@ def test_unreadable_files_are_not_skipped_as_damaged(tmp_path, folder, monkeypat
         image_folder.prepare_data(str(tmp_path / "in"), 2, 8)
 
 
+def plain_images(folder, count, first=0, size=(8, 8)):
+    """Writes `count` plain PNG images; image number n has the grey value first + n. Returns their paths."""
+    os.makedirs(str(folder), exist_ok=True)
+    paths = [os.path.join(str(folder), "%02d.png" % number) for number in range(count)]
+    for number, path in enumerate(paths):
+        Image.new("L", size, first + number).save(path)
+    return paths
+
+
+def greys(split):
+    """The grey value of each image of a split."""
+    return split.images[:][:, 0, 0, 0].tolist()
+
+
 def test_train_and_val_folders_are_used_as_splits(tmp_path, folder):
     for split, counts in (("train", (5, 4)), ("val", (2, 3))):
         for name, count in zip("ab", counts):
-            os.makedirs(str(tmp_path / split / name / "deeper"))
-            for number in range(count):
-                Image.new("L", (9, 7), 10 * number).save(str(tmp_path / split / name / "deeper" / ("%d.jpg" % number)))
+            plain_images(tmp_path / split / name / "deeper", count)
     (tmp_path / "train" / "a" / ".DS_Store").write_text("hidden")
     data = image_folder.prepare_data(str(tmp_path), 0, 8)
     assert np.bincount(data.train.labels).tolist() == [5, 4] and np.bincount(data.test.labels).tolist() == [2, 3]
-    os.makedirs(str(tmp_path / "val" / "c"))
+    plain_images(tmp_path / "val" / "c", 1)
     with pytest.raises(DataError, match="has the class c, which .*train has not"):
         image_folder.prepare_data(str(tmp_path), 0, 8)
 
 
+def three_splits(place):
+    for number, (split, count) in enumerate((("train", 6), ("validation", 3), ("test", 2))):
+        for label, name in enumerate("ab"):
+            plain_images(place / split / name, count, 100 * label + 10 * number)
+    return str(place)
+
+
+def test_a_given_validation_folder_is_the_validation_split(tmp_path, folder, capsys):
+    for _ in range(2):  # decoded, then from the cache
+        data = image_folder.prepare_data(three_splits(tmp_path / "in"), 5, 8)
+        assert greys(data.train) == [0, 1, 2, 3, 4, 5, 100, 101, 102, 103, 104, 105]
+        assert greys(data.validation) == [10, 11, 12, 110, 111, 112] and greys(data.test) == [20, 21, 120, 121]
+        assert data.validation.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        assert "validation: the 6 images that %s has for it; validation_size is not used" % (tmp_path / "in") in \
+            capsys.readouterr().out
+    together = image_folder.joined([data.test, data.validation])
+    assert greys(together) == [20, 21, 120, 121, 10, 11, 12, 110, 111, 112]
+    assert together.labels.tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1, 1] and greys(data.test) == [20, 21, 120, 121]
+
+
+def test_the_same_images_keep_their_checksum(tmp_path, folder):
+    """The checksum of earlier versions: the classes in order; of each, the training and then the test images."""
+    for label, name in enumerate("ab"):
+        plain_images(tmp_path / "in" / "train" / name, 3, 100 * label)
+        plain_images(tmp_path / "in" / "test" / name, 2, 100 * label + 50)
+    crc = zlib.crc32(np.repeat(np.uint8([0, 1, 2, 50, 51, 100, 101, 102, 150, 151]), 8 * 8 * 3).tobytes())
+    for labels in ([0, 0, 0, 1, 1, 1], [], [0, 0, 1, 1]):
+        crc = zlib.crc32(np.array(labels, "<i8").tobytes(), crc)
+    assert image_folder.prepare_data(str(tmp_path / "in"), 0, 8).fingerprint() == {
+        "train": 6, "validation": 0, "test": 4, "crc32": crc, "image_shape": [8, 8, 3], "class_names": ["a", "b"]}
+
+
+def test_test_images_that_are_training_images_are_counted(tmp_path, folder, capsys):
+    place = three_splits(tmp_path / "in")
+    data = image_folder.prepare_data(place, 0, 8)
+    assert "also training images" not in capsys.readouterr().out
+    expected = [hashlib.blake2b(bytes([grey] * (8 * 8 * 3)), digest_size=8).digest() for grey in greys(data.test)]
+    assert data.digests["test"].tobytes() == b"".join(expected) and len(data.digests["train"]) == 12
+    shutil.copy(place + "/train/a/03.png", place + "/test/a/copy.png")
+    shutil.copy(place + "/train/b/00.png", place + "/test/a/wrong.png")
+    shutil.copy(place + "/train/b/05.png", place + "/validation/b/copy.png")
+    image_folder.prepare_data(place, 0, 8)
+    output = capsys.readouterr().out
+    assert "2 of the 6 test images are also training images: the accuracy is too high by them" in output
+    assert "1 of the 7 validation images are also training images" in output
+
+
+def test_deep_images_have_one_scale_that_is_kept(tmp_path, folder, capsys):
+    place = str(tmp_path / "in")
+    for name in "ab":
+        os.makedirs(os.path.join(place, name))
+        for number in range(6):
+            values = np.full((8, 8), 512 * number + 511 * (name == "b"), "<u2")
+            Image.frombytes("I;16", (8, 8), values.tobytes()).save(os.path.join(place, name, "%d.png" % number))
+    for _ in range(2):
+        data = image_folder.prepare_data(place, 0, 8)
+        assert data.pixel_range == (0, 4096) and data.fingerprint()["pixel_range"] == [0, 4096]
+        found = sorted(greys(data.train) + greys(data.test))
+        assert found == sorted([32 * number for number in range(6)] + [32 * number + 31 for number in range(6)])
+        assert "the pixel values 0 to 4096 become black to white" in capsys.readouterr().out
+    data = image_folder.prepare_data(place, 0, 8, pixel_range=(0, 1024))
+    assert data.pixel_range == (0, 1024) and max(greys(data.train) + greys(data.test)) == 255
+    assert len(glob.glob("cache/in-8px-*/pixels")) == 2
+
+
+def test_notes_about_the_files_are_printed_each_time(tmp_path, folder, capsys):
+    place = three_splits(tmp_path / "in")
+    for name in ("one", "two"):
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(place + "/train/a/%s.jpg" % name, exif=b"Exif\0\0" + bytes(range(90)))
+    noisy = Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64)).astype(np.uint8))
+    noisy.save(place + "/train/b/cut.png")
+    with open(place + "/train/b/cut.png", "r+b") as file:
+        file.truncate(2500)
+    for _ in range(2):
+        assert len(image_folder.prepare_data(place, 0, 8).train) == 14
+        output = capsys.readouterr().out
+        assert "files with unreadable EXIF data, whose orientation is unknown: 2" in output
+        assert "skipped train/b/cut.png" in output
+    for _ in range(2):
+        assert len(image_folder.prepare_data(place, 0, 8, truncated=True).train) == 15
+        output = capsys.readouterr().out
+        assert "truncated files, of which the readable part is used: 1" in output and "skipped" not in output
+
+
+def test_folders_that_the_program_writes_are_no_classes(tmp_path, folder):
+    for name in ("a", "b", "logs", "cache", "model"):
+        plain_images(tmp_path / name, 6)
+    data = image_folder.prepare_data(".", 0, 8, cache_dir="cache", excluded=("model", str(tmp_path / "logs")))
+    assert data.class_names == ("a", "b")
+
+
 @pytest.mark.parametrize("folders,sentence", [
-    ((), "has 0 sub-folders"), (("a",), "has 1 sub-folders, not one for each"),
-    (("a", "b"), "no training image of the class b"), (None, "cannot be read as a folder"),
-    (("empty", "void"), "no image that can be read .no files")])
+    ((), "has 0 sub-folders"), (("a",), "has 1 sub-folders? with images, not one for each"),
+    (None, "cannot be read as a folder"), (("empty", "void"), "has 0 sub-folders with images")])
 def test_folders_without_classes_or_images_are_refused(tmp_path, folder, folders, sentence):
     place = tmp_path / "in"
     for name in folders or ():
@@ -242,10 +347,32 @@ def test_folders_without_classes_or_images_are_refused(tmp_path, folder, folders
     if folders is not None:
         place.mkdir(exist_ok=True)
     if folders and "a" in folders:
-        for number in range(9):
-            Image.new("L", (9, 7)).save(str(place / "a" / ("%d.png" % number)))
+        plain_images(place / "a", 9)
     with pytest.raises(DataError, match=sentence):
         image_folder.prepare_data(str(place), 0, 8)
+
+
+def spoil(*paths):
+    for path in paths:
+        with open(path, "wb") as file:
+            file.write(b"no image")
+
+
+def test_classes_and_splits_without_readable_images_are_refused(tmp_path, folder):
+    place = three_splits(tmp_path / "in")
+    spoil(*glob.glob(place + "/test/*/*"))
+    with pytest.raises(DataError, match="none of the test images of .* can be read"):
+        image_folder.prepare_data(place, 0, 8)
+    spoil(*glob.glob(place + "/train/b/*"))
+    with pytest.raises(DataError, match="no training image of the class b that can be read: .*take the folder away$"):
+        image_folder.prepare_data(place, 0, 8)
+    spoil(*glob.glob(place + "/*/*/*"))
+    with pytest.raises(DataError, match="no image that can be read .train/a/00.png: "):
+        image_folder.prepare_data(place, 0, 8)
+    for name in "cd":
+        plain_images(tmp_path / "few" / name, 2)
+    with pytest.raises(DataError, match="too few images to test with: put at least four"):
+        image_folder.prepare_data(str(tmp_path / "few"), 0, 8)
 
 
 def test_a_cache_that_cannot_be_written_is_refused(shapes, folder):
@@ -270,7 +397,7 @@ def test_crops_show_the_requested_boxes(shapes, folder):
     (centre,) = whole.crops(np.array([[3, 1]]))
     np.testing.assert_array_equal(centre, whole[[3, 1]])
     (corner,) = whole.crops(np.array([[3]]), np.float32([[[0, 0.5, 0.5, 1]]]))
-    stored = whole._pixels[whole._rows[3]]
+    stored = whole._pixels[whole.rows[3]]
     expected = tf.Session(graph=tf.Graph())
     with expected.graph.as_default():  # TensorFlow's bilinear interpolation with Pillow's pixel centres
         image = tf.image.resize_bilinear(tf.constant(stored[None, 32:, :32], tf.float32), [56, 56],
@@ -301,7 +428,7 @@ def test_batches_are_reproducible_and_can_resume_and_be_shared(shapes, folder, c
 
 def test_imagenet_networks_use_the_standard_crop():
     config = Densenet.choose(dataset="folder", network="densenet_121")
-    assert (config.image_size, config.crop_area, config.run_name) == (224, 0.08, "folder-network=densenet_121")
+    assert (config.image_size, config.crop_area, config.run_name) == (224, 0.08, "data-network=densenet_121")
     assert image_folder.stored_side(config.image_size, config.crop_area) == 256
     with pytest.raises(UserError, match="belong to dataset=folder"):
         Densenet.choose(dataset="cifar10", image_size=32)

@@ -17,7 +17,6 @@ from test_image_folder import TINY_FOLDER, shapes  # noqa: F401
 import cifar10
 import Densenet
 from support import UserError, image_folder, modes
-from support.data import color_preprocessing
 
 SERVE = """
 import sys
@@ -95,10 +94,12 @@ def image_files(name):
 
 @ALL
 def test_evaluate(run, capsys):
+    """Training tests the weights that evaluate uses."""
     result = read("model/%s/result.json" % run["run_name"])
     settings = read("model/%s/settings.json" % run["run_name"])
     names = settings["data"]["class_names"]
-    content = Densenet.evaluate(checkpoint="dense.ckpt-%d" % result["steps"], **run)
+    content = Densenet.evaluate(**run)
+    assert content["checkpoint"] == result["checkpoint"]
     assert content == read("model/%s/evaluation.json" % run["run_name"])
     assert content["accuracy"] == result["test_accuracy"] and content["loss"] == result["test_loss"]
     confusion = np.array(content["confusion_matrix"])
@@ -106,64 +107,102 @@ def test_evaluate(run, capsys):
     assert np.trace(confusion) == round(content["accuracy"] * content["images"])
     output = capsys.readouterr().out
     assert all(name in output for name in names) and "test accuracy %.2f%%" % (100 * content["accuracy"]) in output
-    assert "confusion_matrix" in curves("logs/%s/test/*" % run["run_name"])
-    best = Densenet.evaluate(**run)
-    assert best["checkpoint"].startswith("best" + os.sep)
-    assert read("model/%s/evaluation-1.json" % run["run_name"]) == content  # kept under another name
-    Densenet.evaluate(**run)
+    assert "confusion_matrix" in curves("logs/%s/events*" % run["run_name"])
+    newest = Densenet.evaluate(checkpoint="dense.ckpt-%d" % result["steps"], **run)
+    if newest != content:
+        assert read("model/%s/evaluation-1.json" % run["run_name"]) == content  # kept under another name
+    Densenet.evaluate(checkpoint="dense.ckpt-%d" % result["steps"], **run)
     assert not os.path.exists("model/%s/evaluation-2.json" % run["run_name"])  # an equal result is not kept twice
 
 
 @MNIST
-def test_evaluate_requires_the_data_of_the_training_run(run):
+def test_other_data_are_evaluated_and_marked(run, capsys):
+    """The test images of the other data are the run's training images."""
     other = os.path.join("other", "mnist")
     shutil.copytree(os.path.join(run["data_dir"], "mnist"), other)
     for name in os.listdir(other):
         if name.startswith("t10k"):
             shutil.copy(os.path.join(other, name.replace("t10k", "train")), os.path.join(other, name))
-    with pytest.raises(UserError, match="are not those that .* was trained on"):
-        Densenet.evaluate(**dict(run, data_dir="other"))
+    before = Densenet.evaluate(**run)
+    content = Densenet.evaluate(**dict(run, data_dir="other"))
+    output = capsys.readouterr().out
+    assert content["images"] == 330 and content["data_dir"] == os.path.abspath("other")
+    assert "other holds other data than model/mnist-mine was trained on: 330 images are evaluated" in output
+    assert "other data, not the run's:  accuracy" in output
+    assert read("model/mnist-mine/evaluation_of_other.json") == content
+    assert read("model/mnist-mine/evaluation.json") == before
+    with pytest.raises(UserError, match="holds a run with other settings .*test images: 45, now 330"):
+        Densenet.train(**dict(TINY, total_epochs=3, run_name=run["run_name"], data_dir="other"))
 
 
-@ALL
-def test_predict(run, capsys):
-    pixels = image_files(run["run_name"])
-    with open("images/no.png", "w") as file:
-        file.write("no image")
-    arguments = ["run_name=" + run["run_name"], "mode=predict", "json=answers.json"]
-    assert main(arguments + ["images=images,images/1.png,absent.png"]) == 1
-    captured = capsys.readouterr()
-    assert captured.out.count("skipped") == 2 and "images/no.png  skipped (no image" in captured.out and (
-        "absent.png  skipped (No such file" in captured.out)
-    assert captured.err == "Densenet.py: 2 of 7 files were skipped, as said above\n"
-    with open("answers.json") as file:
-        answers = json.load(file)
-    assert [answer["image"] for answer in answers] == ["images/%d.png" % index for index in (0, 1, 2, 3, 1)]
-    assert answers[1] == answers[4]
-    settings = read("model/%s/settings.json" % run["run_name"])
-    for answer in answers:
-        assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
-        assert answer["probabilities"] == sorted(answer["probabilities"], reverse=True)
-        assert sorted(answer["classes"]) == sorted(settings["data"]["class_names"])
-
-    if settings.get("crop_area", 1.0) == 1.0:  # the network sees the unchanged pixels of the files
-        for answer, expected in zip(answers, by_the_training_network(run, pixels)):
-            names = settings["data"]["class_names"]
-            found = dict(zip(answer["classes"], answer["probabilities"]))
-            np.testing.assert_allclose([found[name] for name in names], expected, atol=0.02)
+@pytest.fixture
+def pets(folder, shapes):  # noqa: F811
+    """The arguments of a run on a copy of half of the shapes, in the folder pets."""
+    for name in os.listdir(shapes):
+        os.makedirs("pets/" + name)
+        for image in sorted(os.listdir(os.path.join(shapes, name)))[::2]:
+            shutil.copy2(os.path.join(shapes, name, image), "pets/" + name)
+    Densenet.train(**dict(TINY_FOLDER, data_dir="pets", total_epochs=1))
+    (name,) = [name for name in os.listdir("model") if name.startswith("pets")]
+    return {"run_name": name}
 
 
-def by_the_training_network(run, pixels):
-    """Returns the probabilities of uint8 images from the graph that training evaluates, in the run's precision."""
-    config, directory, facts = modes.trained_run(Densenet.choose, **run)
-    with tf.Graph().as_default(), tf.Session() as sess:
-        images = tf.placeholder(tf.float32, [None] + facts["image_shape"])
-        probabilities = tf.nn.softmax(Densenet.inference(images, config, len(facts["class_names"])))
-        best = tf.train.latest_checkpoint(os.path.join(directory.path, "best"))
-        tf.train.Saver().restore(sess, best)
-        reader = tf.train.load_checkpoint(best)
-        mean, deviation = (reader.get_tensor("normalization/" + name) for name in ("mean", "deviation"))
-        return sess.run(probabilities, {images: color_preprocessing(pixels, mean, deviation)})
+def test_a_run_on_a_folder_remembers_it_and_may_get_more_images(pets, shapes, capsys):  # noqa: F811
+    """An added image is evaluated with the test images; those that the run was trained on stay left out."""
+    tested = Densenet.evaluate(**pets)["images"]
+    added = sorted(os.listdir(os.path.join(shapes, "ring")))[1]
+    shutil.copy(os.path.join(shapes, "ring", added), "pets/ring")
+    capsys.readouterr()
+    content = Densenet.evaluate(**pets)
+    assert content["images"] == tested + 1
+    assert "%d images are evaluated, " % (tested + 1) in capsys.readouterr().out
+    with pytest.raises(UserError, match="other settings .*images: .*, now "):
+        Densenet.train(**dict(TINY_FOLDER, data_dir="pets", total_epochs=1, **pets))
+
+
+def test_a_new_folder_is_evaluated_with_the_classes_of_the_run(pets, shapes):  # noqa: F811
+    for name in ("ring", "square"):
+        shutil.copytree(os.path.join(shapes, name), "new/" + name)
+    names = sorted(os.listdir("pets"))
+    content = Densenet.evaluate(data_dir="new", **pets)
+    confusion = np.array(content["confusion_matrix"])
+    assert content["class_names"] == names and confusion.sum() == content["images"] > 20
+    assert set(np.flatnonzero(confusion.sum(1))) == {names.index("ring"), names.index("square")}
+    os.rename("new/ring", "new/bell")
+    with pytest.raises(UserError, match="new has the class bell, which .* was not trained on"):
+        Densenet.evaluate(data_dir="new", **pets)
+
+
+def test_the_run_of_an_earlier_version_keeps_its_name(folder, shapes, capsys):  # noqa: F811
+    """Earlier versions named every run on a folder `folder`, and recorded neither data_dir nor the images."""
+    options = dict(TINY_FOLDER, data_dir=shapes, total_epochs=1)
+    Densenet.train(**options)
+    (name,) = os.listdir("model")
+    earlier = name.replace("shapes", "folder")
+    os.rename("model/" + name, "model/" + earlier)
+    os.remove("model/%s/seen_images.npy" % earlier)
+    settings = read("model/%s/settings.json" % earlier)
+    del settings["data_dir"]
+    with open("model/%s/settings.json" % earlier, "w") as file:
+        json.dump(settings, file)
+    capsys.readouterr()
+    assert Densenet.train(**options)["epochs"] == 1
+    assert "model/%s is finished" % earlier in capsys.readouterr().out and os.listdir("model") == [earlier]
+    assert Densenet.evaluate(**options)["images"] == settings["data"]["test"]
+
+
+def test_few_validation_images_choose_nothing(run_with_few, capsys):
+    result = read("model/few/result.json")
+    assert result["checkpoint"] == "dense.ckpt-%d" % result["steps"]
+    content = Densenet.evaluate(**run_with_few)
+    assert content["checkpoint"] == result["checkpoint"] and content["accuracy"] == result["test_accuracy"]
+    assert "9 validation images are too few to choose weights by" in capsys.readouterr().out
+
+
+@pytest.fixture
+def run_with_few(tiny_mnist, folder):
+    Densenet.train(**dict(TINY, data_dir=tiny_mnist, run_name="few", validation_size=9))
+    return {"data_dir": tiny_mnist, "run_name": "few"}
 
 
 def served(path):

@@ -5,7 +5,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import Densenet
-from support.networks import NETWORKS, multiply_adds
+from support import UserError
+from support.networks import NETWORKS, STEMS, final_side, multiply_adds
 
 
 def parameters(network, image_shape, class_num):
@@ -45,3 +46,26 @@ def test_multiply_adds_match_a_manual_count():
         49 * 9 * 2 * 6 + 9 * 9 * 6 * 3 + 9 * 9 * 4 + 9 * 4 * 3 + 7 * 5)
     assert multiply_adds(config, (7, 7, 2), 5, run=True) == (
         49 * 9 * 2 * 6 + 9 * 9 * 6 * 3 + 9 * 4 + 9 * 4 * 3 + 7 * 5)
+
+
+@pytest.mark.parametrize("side", [8, 28, 29, 32, 45, 64])
+@pytest.mark.parametrize("stem", sorted(STEMS))
+def test_the_final_side_is_the_smallest_map_that_a_batch_normalization_sees(monkeypatch, side, stem):
+    seen = []
+    normalize = Densenet.Batch_Normalization
+    monkeypatch.setattr(Densenet, "Batch_Normalization", lambda x, *args, **options: (
+        seen.append(min(x.shape.as_list()[1:3])), normalize(x, *args, **options))[1])
+    config = Densenet.choose(blocks=(1, 1), growth_k=2, stem=stem)
+    with tf.Graph().as_default():
+        try:
+            Densenet.DenseNet(tf.zeros((1, side, side, 1)), (1, 1), 2, training=False, stem=stem)
+        except UserError:  # the images shrink to nothing
+            seen.append(0)
+    assert max(final_side(config, (side, side, 1)), 0) == min(seen)
+
+
+def test_the_final_side_of_the_named_networks():
+    """The paper's table 1 has 7×7; the first form on MNIST ends with one pixel."""
+    assert final_side(Densenet.choose(network="densenet_121"), (224, 224, 3)) == 7
+    assert final_side(Densenet.choose(network="densenet_mnist_first"), (28, 28, 1)) == 1
+    assert final_side(Densenet.choose(network="densenet_mnist_first", dataset="digits"), (8, 8, 1)) < 1

@@ -1,9 +1,13 @@
 """Optimizer steps in each precision, compared with NumPy and float32."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from helpers import before_the_first_step
+
+from support.optimizers import optimizer_of
 
 
 @pytest.mark.parametrize("precision,tolerance", [("bfloat16", 0.02), ("float16", 0.002)])
@@ -23,7 +27,7 @@ def test_half_precision_is_near_float32_and_keeps_float32_weights(precision, tol
     assert costs[precision] != costs["float32"]
 
 
-@pytest.mark.parametrize("optimizer,weight_decay,devices", [("momentum", 0.0, 2), ("adam", 0.25, 1)])
+@pytest.mark.parametrize("optimizer,weight_decay,devices", [("momentum", 0.0, 2), ("adam", 0.25, 1), ("sgd", 0.25, 1)])
 def test_the_loss_of_float16_is_scaled(optimizer, weight_decay, devices, tiny_mnist):
     """If the scale is too large, no weight changes, the scale halves, and the step counts; else steps match float32.
 
@@ -50,9 +54,9 @@ def test_the_loss_of_float16_is_scaled(optimizer, weight_decay, devices, tiny_mn
         assert np.linalg.norm(half - single) < 0.1 * np.linalg.norm(single)
 
 
-@pytest.mark.parametrize("optimizer,factor", [("momentum", 1 + 0.9), ("adam", 1)])
+@pytest.mark.parametrize("optimizer,factor", [("momentum", 1 + 0.9), ("adam", 1), ("sgd", 1)])
 def test_weight_decay_matches_numpy(tiny_mnist, optimizer, factor):
-    """Decay adds rate · (1 + 0.9) · decay · weight to Nesterov's first step, and rate · decay · weight to Adam's."""
+    """Decay adds rate · decay · weight to the first step of Adam and SGD, and 1 + 0.9 times that to Nesterov's."""
     moved = {}
     for decay in (0.0, 0.25):
         with before_the_first_step(tiny_mnist, optimizer=optimizer, weight_decay=decay) as (sess, net, images, labels):
@@ -74,3 +78,22 @@ def test_weight_decay_adds_dependencies_in_proportion_to_variables(tiny_mnist):
             variables = len(tf.trainable_variables())
     assert variables > 10
     assert waits[0.25] - waits[0.0] <= 6 * variables
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+def test_steps_of_momentum_match_numpy(optimizer):
+    """Minimizes (a · w²).sum() / 2 with L2 decay; the momentum is 0.9, and Nesterov's for `momentum` alone."""
+    start, curvature, rate, decay = np.array([1.0, -2.0, 0.5]), np.array([1.0, 0.5, 3.0]), 0.125, 0.25
+    with tf.Graph().as_default(), tf.Session() as sess:
+        weights = tf.get_variable("weights", initializer=start.astype(np.float32))
+        config = types.SimpleNamespace(optimizer=optimizer, epsilon=1.0, weight_decay=decay, precision="float32")
+        train = optimizer_of(config, tf.constant(rate)).minimize(
+            tf.reduce_sum(tf.constant(curvature, tf.float32) * weights ** 2) / 2)
+        sess.run(tf.global_variables_initializer())
+        expected, velocity = start.copy(), np.zeros(3)
+        for _ in range(4):
+            sess.run(train)
+            gradient = curvature * expected + decay * expected
+            velocity = 0.9 * velocity + gradient
+            expected = expected - rate * (gradient + 0.9 * velocity if optimizer == "momentum" else velocity)
+            np.testing.assert_allclose(sess.run(weights), expected, rtol=1e-5)

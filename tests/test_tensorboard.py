@@ -2,27 +2,31 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from helpers import arguments_for, assert_equal_weights, weights_of
+from helpers import arguments_for, assert_equal_weights, curves, weights_of
 from PIL import Image
 from tensorboard.plugins.hparams import plugin_data_pb2
+from test_evaluation import FOUND, NAMES
 
 import Densenet
 from support import UserError
+from support.tensorboard import RunLogs, drawn_graph, drawn_names, log_evaluation
 from support.training_run import HISTOGRAMS, histograms_are_due
+
+
+def events(folder):
+    """Returns the events in TensorBoard's files in a folder, without its sub-folders."""
+    return [event for name in sorted(tf.gfile.ListDirectory(folder)) if name.startswith("events")
+            for event in tf.train.summary_iterator("%s/%s" % (folder, name))]
 
 
 def values(folder, tag):
     """Returns [(step, tf.Summary.Value)] of a tag."""
-    found = []
-    for name in sorted(tf.gfile.ListDirectory(folder)):
-        if name.startswith("events"):
-            for event in tf.train.summary_iterator("%s/%s" % (folder, name)):
-                found += [(event.step, value) for value in event.summary.value if value.tag == tag]
-    return found
+    return [(event.step, value) for event in events(folder) for value in event.summary.value if value.tag == tag]
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +38,67 @@ def logs(tiny_mnist, tmp_path_factory):
     return str(folder / "logs" / "mine"), str(folder / "model" / "mine")
 
 
+def entries(log_dir):
+    """The folders that TensorBoard lists as runs: those with event files; {path below log_dir: its events}."""
+    return {os.path.relpath(folder, log_dir): events(folder) for folder, _, names in os.walk(log_dir)
+            if any("tfevents" in name for name in names)}
+
+
+def test_a_run_has_three_entries_and_each_has_scalars(logs):
+    found = entries(os.path.dirname(logs[0]))
+    assert set(found) == {"mine", "mine/train", "mine/validation"}
+    scalars = {entry: {value.tag for event in its_events for value in event.summary.value
+                       if value.WhichOneof("value") == "simple_value"} for entry, its_events in found.items()}
+    assert scalars["mine"] == scalars["mine/validation"] == {"loss", "accuracy"}
+    assert scalars["mine/train"] == set()  # a point each 50 steps, and the run has 12
+    assert any(event.graph_def for event in found["mine/train"])
+
+
+def logged(log_dir, split_of_steps, graph=None, begin=0):
+    """Logs an Evaluation of each (step, split), as a run of two hyperparameters does."""
+    run = RunLogs(log_dir, "run")
+    run.open(begin, graph or tf.Graph(), {"growth_k": 4, "flip": True})
+    for step, split in split_of_steps:
+        run.evaluation(split, step, FOUND, np.zeros((5, 4, 4, 1), np.uint8), NAMES)
+    run.close()
+    assert run.problem is None
+
+
+def test_without_validation_there_is_no_empty_entry(folder):
+    logged("logs", [(6, "test")])
+    assert set(entries("logs")) == {"run", "run/train"}
+    logged("logs", [(12, "validation")], begin=6)
+    assert set(entries("logs")) == {"run", "run/train", "run/validation"}
+
+
+def test_what_a_killed_process_logged_after_the_checkpoint_is_marked_as_void(folder):
+    """TensorBoard forgets what comes at or after the step of an event START, in the same folder."""
+    logged("logs", [(6, "test"), (6, "validation"), (12, "test"), (12, "validation")])
+    logged("logs", [], begin=6)
+    for entry in entries("logs").values():
+        assert [event.step for event in entry if event.session_log.status == tf.SessionLog.START] == [1, 7]
+
+
+def test_a_later_evaluation_is_shown_where_the_test_of_training_is(folder):
+    logged("logs", [(6, "test")])
+    log_evaluation("logs", "run", 4, FOUND, np.zeros((5, 4, 4, 1), np.uint8), NAMES)
+    assert set(entries("logs")) == {"run", "run/train"}
+    assert sorted(step for step, _ in values("logs/run", "confusion_matrix")) == [4, 6]
+
+
+def test_the_test_of_an_earlier_version_stays_readable(folder):
+    os.makedirs("logs/run/test")
+    with tf.io.TFRecordWriter("logs/run/test/events.out.tfevents.1.host.1") as file:
+        file.write(tf.Event(step=3, summary=tf.Summary(value=[
+            tf.Summary.Value(tag="accuracy", simple_value=0.5)])).SerializeToString())
+    logged("logs", [(6, "test")], begin=3)
+    assert curves("logs/run/test/*") == {"accuracy": {3: 0.5}} and curves("logs/run/ev*")["accuracy"] == {6: 0.75}
+
+
 def test_pictures_come_with_each_evaluation(logs):
-    for split, steps in (("validation", [6, 12]), ("test", [12])):
+    for folder, steps in (("validation", [6, 12]), (".", [12])):
         for tag in ("confusion_matrix", "most_confident_mistakes"):
-            found = values("%s/%s" % (logs[0], split), tag)
+            found = values("%s/%s" % (logs[0], folder), tag)
             assert [step for step, _ in found] == steps
             for _, value in found:
                 image = Image.open(io.BytesIO(value.image.encoded_image_string))
@@ -56,6 +117,89 @@ def test_hyperparameters_are_logged_as_text_and_for_the_hparams_tab(logs):
     assert hparams["dropout_rate"].number_value == 0.2
     assert hparams["bottleneck"].bool_value or hparams["bottleneck"].number_value == 1  # a number in TensorBoard 1.15
     assert len(values(logs[0], "_hparams_/session_end_info")) == 1
+
+
+def test_the_hparams_tab_gets_the_test_accuracy_first_and_few_hyperparameters_before_it(logs):
+    """The tab shows five hyperparameters, those declared first or as differing, and then five metrics."""
+    ((_, value),) = values(logs[0], "_hparams_/experiment")
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content).experiment
+    assert [info.display_name for info in experiment.metric_infos] == [
+        "test accuracy", "test loss", "validation accuracy"]
+    names = [info.name for info in experiment.hparam_infos]
+    main = ["blocks", "growth_k", "init_learning_rate", "batch_size", "total_epochs"]
+    assert names[:5] == main and set(names) >= {"dropout_rate", "seed"} and len(set(names)) == len(names)
+    if hasattr(experiment.hparam_infos[0], "differs"):
+        assert {info.name for info in experiment.hparam_infos if info.differs} == set(main)
+    ((_, start),) = values(logs[0], "_hparams_/session_start_info")
+    content = plugin_data_pb2.HParamsPluginData.FromString(start.metadata.plugin_data.content)
+    assert set(content.session_start_info.hparams) == set(names)
+    for info in experiment.metric_infos:  # a metric is a scalar in a folder below that of the hyperparameters
+        assert values(os.path.join(logs[0], info.name.group), info.name.tag)
+
+
+def replicas():
+    """A graph of two replicas: a layer, a cross entropy and gradients in each, on shared variables."""
+    def build(index):
+        with tf.variable_scope("dense_0", reuse=index > 0):
+            kernel = tf.get_variable("kernel", [3, 5])
+            with tf.control_dependencies([tf.no_op("first")]):
+                x = tf.matmul(images, kernel, name="product")
+        x = tf.split(tf.nn.relu(x, "relu"), [2, 3], 1, name="parts")[1]
+        with tf.name_scope("loss"):
+            tf.gradients(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=x), [kernel])
+
+    with tf.Graph().as_default() as graph:
+        images, labels = tf.placeholder(tf.float32, [4, 3], "images"), tf.placeholder(tf.int64, [4], "labels")
+        for index in range(2):
+            with tf.name_scope("replica_%d" % index):
+                build(index)
+    return graph
+
+
+def test_the_graph_is_one_replica_without_its_name_up_to_the_loss():
+    graph = replicas()
+    names = drawn_names(graph)
+    drawn = drawn_graph(graph, names)
+    top = {node.name.partition("/")[0] for node in drawn.node}
+    assert top - {"Const"} == {"images", "labels", "dense_0", "relu", "parts", "loss"}
+    assert names["replica_0/dense_0/product"] == "dense_0/product" and names["images"] == "images"
+    assert {"dense_0/kernel", "dense_0/product", "dense_0/first"} <= {node.name for node in drawn.node}
+    with tf.Graph().as_default() as again:  # complete, and connected as the original is
+        tf.import_graph_def(drawn, name="")
+    loss = next(operation for operation in again.get_operations() if operation.type.startswith("SparseSoftmax"))
+    assert loss.inputs[0].name == "parts:1" and loss.inputs[0].op.inputs[0].op.name == "relu"
+    followers = [operation.name for operation in again.get_operations()
+                 if "dense_0/first" in [source.name for source in operation.control_inputs]]
+    assert followers and all(name.startswith("dense_0/") for name in followers)  # the product, or its kernel's reading
+
+
+def test_the_graph_keeps_its_names_if_one_would_be_taken_twice():
+    with tf.Graph().as_default() as graph:
+        x = tf.placeholder(tf.float32, [4, 2], "x")
+        with tf.name_scope("replica_0"):
+            logits = tf.identity(x, "x")
+            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=[0] * 4, logits=logits)
+    assert {"x", "replica_0/x"} <= set(drawn_names(graph).values())
+
+
+def test_a_graph_without_a_cross_entropy_is_drawn_as_it_is():
+    with tf.Graph().as_default() as graph:
+        tf.no_op("alone")
+    assert [node.name for node in drawn_graph(graph, drawn_names(graph)).node] == ["alone"]
+
+
+def test_the_graph_of_a_run_shows_the_network_and_a_traced_step_fits_to_it(logs):
+    (graph,) = [tf.GraphDef.FromString(event.graph_def) for event in events(logs[0] + "/train") if event.graph_def]
+    names = [node.name for node in graph.node]
+    blocks = [name for name in dict.fromkeys(name.partition("/")[0] for name in names) if "image" not in name]
+    assert [name for name in blocks if name in ("conv0", "dense_0", "trans_0", "dense_final", "linear", "loss")] == [
+        "conv0", "dense_0", "trans_0", "dense_final", "linear", "loss"]
+    assert not any("replica" in name or "gradients" in name or "optimizer" in name for name in names)
+    (traced,) = [event.tagged_run_metadata for event in events(logs[0] + "/train")
+                 if event.HasField("tagged_run_metadata")]
+    steps = tf.RunMetadata.FromString(traced.run_metadata).step_stats
+    timed = {node.node_name for device in steps.dev_stats for node in device.node_stats}
+    assert {node.name for node in graph.node if node.op == "Conv2D"} <= timed
 
 
 def test_histograms_show_weights_scales_and_gradients(logs):
@@ -91,9 +235,7 @@ def test_a_traced_step_shows_its_operations(logs):
     with open(logs[0] + "/trace-step-5.json") as file:
         names = {event.get("args", {}).get("name", "") for event in json.load(file)["traceEvents"]}
     assert any(name.startswith("dense_0/bottleN_0/conv2") for name in names)
-    tags = [(event.step, event.tagged_run_metadata.tag)
-            for name in tf.gfile.ListDirectory(logs[0] + "/train")
-            for event in tf.train.summary_iterator("%s/train/%s" % (logs[0], name))
+    tags = [(event.step, event.tagged_run_metadata.tag) for event in events(logs[0] + "/train")
             if event.HasField("tagged_run_metadata")]
     assert tags == [(5, "step 5")]
 

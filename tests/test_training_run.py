@@ -1,11 +1,16 @@
 """Training runs on tiny data, from the first step to the files that they write."""
 
+import csv
+import fcntl
 import glob
 import json
 import math
 import os
+import select
 import shutil
 import signal
+import termios
+import time
 
 import numpy as np
 import pytest
@@ -19,6 +24,19 @@ from support import UserError
 from support.training_run import TrainingRun
 
 
+def values_of_other_types(content):
+    """What is in nested dictionaries and lists that JSON does not have, NumPy's subclasses of float among it."""
+    if isinstance(content, (dict, list)):
+        parts = content.values() if isinstance(content, dict) else content
+        return [value for part in parts for value in values_of_other_types(part)]
+    return [] if type(content) in (str, bool, int, float, type(None)) else [content]
+
+
+def csv_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_a_run_writes_all_documented_files(tiny_mnist, folder, capsys, monkeypatch):
     losses = []
     take_in = TrainingRun.step_done
@@ -30,11 +48,12 @@ def test_a_run_writes_all_documented_files(tiny_mnist, folder, capsys, monkeypat
     monkeypatch.setattr(TrainingRun, "step_done", spied)
     result = Densenet.train(data_dir=tiny_mnist, run_name="tiny", **dict(TINY, total_epochs=10))
     with open("model/tiny/result.json") as file:
-        assert json.load(file) == json.loads(json.dumps(result))
+        assert json.load(file) == result  # the same types, too: lists, not tuples
+    assert not values_of_other_types(result)
     assert {"dataset", "parameters", "epochs", "steps", "test_accuracy", "test_loss", "train_seconds",
             "images_per_second", "tensorflow", "hyperparameters", "checkpoint"} == set(result)
     assert (result["dataset"], result["epochs"], result["steps"]) == ("mnist", 10, 60)
-    assert result["checkpoint"] == "dense.ckpt-60" and result["hyperparameters"]["growth_k"] == 4
+    assert result["hyperparameters"]["growth_k"] == 4
     assert result["test_accuracy"] > 0.5  # chance level is 0.1
 
     weights = weights_of("model/tiny", 60)
@@ -43,12 +62,19 @@ def test_a_run_writes_all_documented_files(tiny_mnist, folder, capsys, monkeypat
     steps = [value for name, value in weights.items() if name.endswith("local_step")]
     assert set(np.float32(steps).tolist()) == {60.0}  # the moving statistics advanced once per step
 
-    validation, train, test = (curves("logs/tiny/%s/*" % split) for split in ("validation", "train", "test"))
+    validation, train, test = (curves("logs/tiny/%s*" % split) for split in ("validation/", "train/", "events"))
     assert sorted(validation["accuracy"]) == list(range(6, 61, 6))
     assert sorted(train["accuracy"]) == [50] and {"loss", "learning_rate", "images_per_second"} < set(train)
+    rows = csv_rows("model/tiny/curves.csv")
+    assert [int(row["step"]) for row in rows] == list(range(6, 61, 6)) and "test_loss" not in rows[0]
+    assert float(rows[3]["train_loss"]) == pytest.approx(np.mean(losses[18:24]), rel=1e-6)
+    for row in rows:
+        assert float(row["validation_accuracy"]) == pytest.approx(validation["accuracy"][int(row["step"])])
+        assert float(row["seconds"]) > 0 and int(row["epoch"]) * 6 == int(row["step"])
     assert train["loss"] == {50: pytest.approx(np.mean(losses[:50]))}  # the mean over steps 1 to 50, across epochs
     assert test["accuracy"] == {60: pytest.approx(result["test_accuracy"])}
     best = max(validation["accuracy"], key=lambda step: (validation["accuracy"][step], step))
+    assert result["checkpoint"] == "best/dense.ckpt-%d" % best
     assert sorted(os.listdir("model/tiny/best")) == [
         "checkpoint", "dense.ckpt-%d.data-00000-of-00001" % best, "dense.ckpt-%d.index" % best]
     with open("model/tiny/checkpoint") as file:
@@ -56,7 +82,7 @@ def test_a_run_writes_all_documented_files(tiny_mnist, folder, capsys, monkeypat
     assert len(glob.glob("model/tiny/dense.ckpt-*.index")) == 3
 
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("DenseNet on mnist: 300 training, 30 validation, 45 test images of 28x28x1")
+    assert lines[1].startswith("DenseNet on mnist: 300 training, 30 validation, 45 test images of 28x28x1")
     assert sum(line.startswith("epoch ") for line in lines) == 10 and lines[-1].startswith("test accuracy ")
 
 
@@ -69,7 +95,7 @@ def test_runs_can_be_repeated_finished_and_extended_in_one_process(tiny_mnist, f
     assert_equal_weights(weights_of(run, 12), weights_of("model/other", 12))
 
     capsys.readouterr()
-    assert Densenet.train(**options)["test_accuracy"] == first["test_accuracy"]
+    assert Densenet.train(**options) == first  # read again
     assert "is finished: 2 epochs" in capsys.readouterr().out
 
     longer = Densenet.train(**dict(options, total_epochs=3))
@@ -78,6 +104,74 @@ def test_runs_can_be_repeated_finished_and_extended_in_one_process(tiny_mnist, f
     assert (longer["epochs"], longer["steps"]) == (3, 18)
     with open(os.path.join(run, "result-1.json")) as file:
         assert json.load(file)["epochs"] == 2
+    assert [row["step"] for row in csv_rows(os.path.join(run, "curves.csv"))] == ["6", "12", "18"]
+
+
+def test_only_a_given_or_edited_total_epochs_extends_a_finished_run(tiny_mnist, folder, capsys, monkeypatch):
+    """The constant says 13."""
+    options = dict(TINY, data_dir=tiny_mnist, run_name="mine")
+    del options["total_epochs"]
+    Densenet.train(total_epochs=1, **options)
+    capsys.readouterr()
+    assert Densenet.train(**options)["epochs"] == 1
+    output = capsys.readouterr().out
+    assert "model/mine is finished: 1 epochs" in output and "to train it further, give total_epochs above 1" in output
+    choose = Densenet.choose
+
+    def edited(*arguments, **overrides):
+        config = choose(*arguments, **overrides)
+        config.total_epochs, config.edited = 2, {"total_epochs"}
+        return config
+
+    monkeypatch.setattr(Densenet, "choose", edited)
+    assert Densenet.train(**options)["epochs"] == 2
+
+
+def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder):
+    options = dict(TINY, data_dir=tiny_mnist, run_name="mine")
+    Densenet.train(**dict(options, total_epochs=3))
+    before = read("model/mine/result.json")
+    with pytest.raises(UserError, match=r"total_epochs=2 is less than what model/mine was trained for \(3 epochs\): "
+                                        "leave total_epochs out to see its result, or set run_name"):
+        Densenet.train(**dict(options, total_epochs=2))
+    assert read("model/mine/result.json") == before and not os.path.exists("model/mine/result-1.json")
+    os.remove("model/mine/result.json")  # as if it had been stopped before the test
+    with pytest.raises(UserError, match=r"\(3 epochs\): give total_epochs=3 or more to go on with it, or set run_name"):
+        Densenet.train(**dict(options, total_epochs=2))
+    assert Densenet.train(**dict(options, total_epochs=3))["test_accuracy"] == before["test_accuracy"]
+
+
+def test_a_finished_run_whose_newest_checkpoint_is_lost_is_trained_to_its_end_again(tiny_mnist, folder):
+    options = dict(TINY, data_dir=tiny_mnist, run_name="mine", validation_size=0, batch_size=55)
+    first = Densenet.train(**options)
+    for path in glob.glob("model/mine/dense.ckpt-12.*"):
+        os.remove(path)
+    assert Densenet.train(**options)["test_loss"] == first["test_loss"]
+    assert [row["step"] for row in csv_rows("model/mine/curves.csv")] == ["6", "12"]
+
+
+def test_a_batch_of_more_than_the_training_images_is_made_smaller_and_said(tiny_mnist, folder, capsys):
+    """On one device 300 of 300, on seven 294. The run keeps the size that was given: the same command resumes."""
+    options = dict(TINY, data_dir=tiny_mnist, run_name="mine", batch_size=301)
+    first = Densenet.train(devices=1, **dict(options, total_epochs=1))
+    assert "batch_size=301 is more than the 300 training images: each step takes 300\n" in capsys.readouterr().out
+    assert first["steps"] == 1 and first["hyperparameters"]["batch_size"] == 301
+    assert read("model/mine/settings.json")["batch_size"] == 301
+    assert Densenet.train(devices=7, **options)["steps"] == 2
+    output = capsys.readouterr().out
+    assert "each step takes 294\n" in output and "resuming after step 1" in output
+    assert Densenet.evaluate(**options)["images"] == 45
+
+
+def test_a_batch_of_one_image_on_maps_of_one_pixel_is_refused_before_the_graph_is_built(tiny_mnist, folder):
+    config = Densenet.choose(arguments_for(tiny_mnist, "mine", batch_size=1, stem="7x7s2+pool", blocks=(1, 1, 1)))
+    data, config = Densenet.prepare_data(config)
+    with pytest.raises(UserError, match="the batch has 1 image, and batch normalization cannot"):
+        TrainingRun(config, data)
+    config.batch_size = 2
+    assert TrainingRun(config, data).cluster.devices == 1
+    config.stem = "3x3"  # maps of 7x7 pixels
+    assert TrainingRun(config, data).cluster.devices == 2
 
 
 def test_without_a_validation_split(tiny_mnist, folder):
@@ -112,7 +206,7 @@ def test_another_run_in_the_directory_is_refused(tiny_mnist, folder):
     shutil.copytree(tiny_mnist, other)
     for train in glob.glob(os.path.join(other, "mnist", "train-*")):
         shutil.copy(train.replace(other, tiny_mnist).replace("train", "t10k"), train)
-    with pytest.raises(UserError, match="other settings .*data was"):
+    with pytest.raises(UserError, match="other settings .*training images: 300, now 40"):
         Densenet.train(**dict(options, data_dir=other, validation_size=5, batch_size=5))
     assert_equal_weights(before, weights_of("model/mine", 6))
 
@@ -138,7 +232,9 @@ def test_a_checkpoint_that_cannot_be_saved_is_reported(tiny_mnist, folder, monke
     assert Densenet.train(**options)["steps"] == 12
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [
+    signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.campaign),
+    pytest.param(signal.SIGUSR1, marks=pytest.mark.campaign)])
 def test_a_signal_saves_and_a_second_process_is_refused(tiny_mnist, folder, number):
     command = arguments_for(tiny_mnist, "mine", total_epochs=1000)
     process = program(command)
@@ -155,9 +251,34 @@ def test_a_signal_saves_and_a_second_process_is_refused(tiny_mnist, folder, numb
     assert weights_of("model/mine", step)["global_step"] == step
 
 
+@pytest.mark.campaign
+def test_a_run_is_saved_when_its_terminal_is_closed(tiny_mnist, folder):
+    """The kernel sends SIGHUP, and writing to the terminal fails from then on."""
+    master, terminal = os.openpty()
+    fcntl.ioctl(master, termios.TIOCSWINSZ, b"\x18\0\x50\0\0\0\0\0")
+
+    def own_session():
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = program(arguments_for(tiny_mnist, "mine", total_epochs=1000), stdin=terminal, stdout=terminal,
+                      stderr=terminal, preexec_fn=own_session)
+    os.close(terminal)
+    deadline = time.monotonic() + 300
+    while not glob.glob("model/mine/dense.ckpt-*.index"):  # reads what is shown: a full terminal would block
+        assert process.poll() is None and time.monotonic() < deadline
+        if select.select([master], [], [], 0.01)[0]:
+            os.read(master, 65536)
+    os.close(master)
+    assert process.wait(300) == 128 + signal.SIGHUP
+    steps = [int(path.rpartition("-")[2].partition(".")[0]) for path in glob.glob("model/mine/dense.ckpt-*.index")]
+    assert read("model/mine/progress.json")["step"] == max(steps)
+    assert weights_of("model/mine", max(steps))["global_step"] == max(steps)
+
+
 def test_a_run_finishes_if_nobody_reads_its_output(tiny_mnist, folder):
     process = program(arguments_for(tiny_mnist, "unread"))
-    assert process.stdout.readline().startswith("DenseNet on mnist")
+    assert any(line.startswith("DenseNet on mnist") for line in process.stdout)
     process.stdout.close()
     error = process.stderr.read()
     assert process.wait() == 0 and "Error" not in error, error

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -30,7 +31,8 @@ from helpers import (
 import Densenet
 from support import UserError
 from support.augmentation import training_batches
-from support.workers import Cluster
+from support.training_run import TrainingRun
+from support.workers import Cluster, workers_of
 
 STEPS = 20
 EPOCHS = 20  # of 6 steps each, in the runs that are interrupted
@@ -163,18 +165,199 @@ def test_a_run_resumes_with_another_number_of_devices(tiny_mnist, folder, capsys
     assert read("model/mine/result.json")["steps"] == 12
 
 
-@pytest.mark.parametrize("text", [
-    "nonsense", "[]", '{"cluster": {}}', '{"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}',
-    '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}',
-    '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "ps", "index": 0}}',
-    '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
-    '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
-    '{"cluster": {"worker": ["a", "b"]}, "task": {"type": "worker", "index": 0}}',
+# ---- Parts of a batch ----
+
+def test_a_part_of_one_image_is_not_made_where_batch_normalization_would_get_one_value():
+    assert Cluster(2).devices == 2 and Cluster(2, least=2).devices == 1
+    assert Cluster(4, least=2).devices == 2  # as without `least`
+    assert Cluster(2, sync_batch_norm=True, least=2).devices == 2  # then the statistics are those of both images
+
+
+def test_gpus_get_parts_that_are_large_enough(monkeypatch):
+    monkeypatch.setattr(tf.config.experimental, "list_physical_devices", lambda kind: [kind] * 4)
+    assert [Cluster(size, least=2).devices for size in (2, 3, 4, 6, 8)] == [1, 1, 2, 3, 4]
+    assert [Cluster(size).devices for size in (2, 3, 4, 6, 8)] == [2, 3, 4, 3, 4]
+
+
+@pytest.mark.parametrize("options,ways", [
+    (dict(batch_size=1), "the batch has 1 image, .* use batch_size=2 or more, or a network"),
+    (dict(batch_size=2, devices=2), "each of 2 devices gets 1 image, .* use batch_size=4 or more, fewer devices, "
+                                    "sync_batch_norm=True, or a network or stem"),
+    (dict(batch_size=1, sync_batch_norm=True), "the batch has 1 image, .* use batch_size=2 or more, or a network"),
+    (dict(batch_size=32, images=1), "the batch has 1 image, .* use more training images, or a network"),
+    (dict(batch_size=2, tf_config='{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}'),
+     "each of 2 devices gets 1 image, .* use batch_size=4 or more, fewer workers, sync_batch_norm=True, or"),
 ])
-def test_a_bad_tf_config_is_refused(tiny_mnist, monkeypatch, text):
-    monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(UserError, match="TF_CONFIG is not understood"):
-        Densenet.train(arguments_for(tiny_mnist, "mine"))
+def test_a_part_of_one_image_that_cannot_be_avoided_is_refused(options, ways):
+    with pytest.raises(UserError, match=ways):
+        Cluster(least=2, **options)
+
+
+@pytest.mark.parametrize("devices,workers,expected", [(0, 1, 9), (1, 1, 9), (2, 1, 8), (4, 1, 8), (0, 2, 8), (3, 2, 6)])
+def test_a_batch_of_more_than_the_training_images_takes_what_all_devices_can_share(devices, workers, expected):
+    tf_config = "" if workers == 1 else environments(workers)[1]["TF_CONFIG"]
+    cluster = Cluster(32, devices, tf_config=tf_config, images=9)
+    size = expected // workers
+    assert cluster.batch_size == expected
+    assert cluster.share == (slice(0, size) if workers == 1 else slice(size, 2 * size))
+
+
+def test_a_batch_of_at_most_the_training_images_stays():
+    assert Cluster(9, images=9).batch_size == 9 and Cluster(8, images=9).batch_size == 8
+    with pytest.raises(UserError, match="batch_size=9 cannot be divided among 2 devices"):
+        Cluster(9, 2, images=9)
+    with pytest.raises(UserError, match="the 3 training images cannot be shared by 4 devices"):
+        Cluster(32, 4, images=3)
+
+
+# ---- TF_CONFIG ----
+
+def config_of(cluster, kind="worker", index=0, **others):
+    return json.dumps(dict(cluster=cluster, task={"type": kind, "index": index, "trial": "1"}, **others))
+
+
+@pytest.mark.parametrize("text,workers,task", [
+    (config_of({"worker": ["a:1", "b:1"]}, "worker", 1), ["a:1", "b:1"], 1),
+    (config_of({"chief": ["c:1"], "worker": ["a:1", "b:1"]}, "chief"), ["c:1", "a:1", "b:1"], 0),
+    (config_of({"worker": ["a:1", "b:1"], "chief": ["c:1"]}, "worker", 0), ["c:1", "a:1", "b:1"], 1),
+    (config_of({"chief": ["c:1"], "worker": ["a:1", "b:1"]}, "worker", "1"), ["c:1", "a:1", "b:1"], 2),
+    (config_of({"master": ["c:1"], "worker": ["a:1"]}, "master", "0"), ["c:1", "a:1"], 0),
+    (config_of({"chief": ["c:1"], "worker": ["a:1"], "ps": [], "evaluator": ["e:1"]}, "worker", 0, environment="cloud",
+               job={"scale_tier": "CUSTOM"}, rpc_layer="grpc"), ["c:1", "a:1"], 1),
+])
+def test_chief_and_workers_are_numbered_from_the_chief(text, workers, task):
+    assert workers_of(text) == (workers, task)
+
+
+@pytest.mark.parametrize("text", [
+    "", "  ", "{}", '{"cluster": {}}', '{"cluster": null, "task": null}', '{"environment": "cloud"}',
+    config_of({}, "worker", 0), config_of({"worker": []}), config_of({"chief": ["a:1"]}, "chief"),
+    config_of({"chief": ["a:1"]}, "chief", "0"), config_of({"master": ["a:1"]}, "master"),
+    config_of({"worker": ["a:1"]}), config_of({"chief": ["a:1"], "worker": []}, "chief"),
+    '{"cluster": {"worker": ["a:1"]}}', '{"cluster": {"chief": ["a:1"]}, "task": {}}',
+])
+def test_a_process_without_others_trains_alone(text):
+    cluster = Cluster(tf_config=text)
+    assert cluster.alone and cluster.is_chief and cluster.place == "" and cluster.devices == 1
+
+
+@pytest.mark.parametrize("text", [
+    "nonsense", "[]", "3", "null", '{"cluster": [1]}', '{"cluster": {"worker": ["a:1", "b:1"]}}',
+    '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker"}}',
+    config_of({"worker": "a:1"}), config_of({"worker": ["a", "b"]}), config_of({"worker": ["a:1", 3]}),
+    config_of({"worker": ["a:1", "b:1"]}, index=2), config_of({"worker": ["a:1", "b:1"]}, index=-1),
+    config_of({"worker": ["a:1", "b:1"]}, index="x"), config_of({"worker": ["a:1", "b:1"]}, index=True),
+    config_of({"worker": ["a:1", "b:1"]}, "chief"), config_of({"worker": ["a:1", "a:1"]}),
+    config_of({"chief": ["a:1", "b:1"]}, "chief"), config_of({"chief": ["a:1"], "worker": ["a:1"]}, "chief"),
+    config_of({"chief": ["a:1"], "master": ["b:1"]}, "master"), config_of({"worker": ["a:1", "b:1"]}, ["worker"]),
+])
+def test_an_invalid_cluster_description_is_refused(text):
+    with pytest.raises(UserError, match="TF_CONFIG is not understood: set it to"):
+        workers_of(text)
+
+
+@pytest.mark.parametrize("text,sentence", [
+    (config_of({"chief": ["a:1"]}, "evaluator"), "an evaluator, which is not needed: do not start it"),
+    (config_of({}, "evaluator"), "an evaluator, which is not needed: do not start it"),
+    (config_of({"chief": ["a:1"], "ps": ["b:1"]}, "chief"), r"parameter servers \(ps\), .*: start none"),
+    (config_of({"worker": ["a:1"], "ps": ["b:1"]}, "ps"), r"parameter servers \(ps\), .*: start none"),
+])
+def test_roles_without_work_get_one_sentence(text, sentence):
+    with pytest.raises(UserError, match=sentence):
+        workers_of(text)
+
+
+def test_a_cluster_of_one_chief_trains(tiny_mnist, folder, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", config_of({"chief": ["cmle-training-0:2222"]}, "chief", "0"))
+    assert Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=1))["steps"] == 6
+
+
+# ---- What the workers have in common ----
+
+def in_threads(function, tf_configs):
+    """Calls function(cluster) for started workers, each in a thread of this process; returns results or errors."""
+    found = [None] * len(tf_configs)
+
+    def run(task):
+        cluster = Cluster(12, tf_config=tf_configs[task])
+        try:
+            cluster.start(cluster.session_config())
+            found[task] = function(cluster)
+        except UserError as error:
+            found[task] = error
+        cluster._heartbeat.leaving = True
+
+    threads = [threading.Thread(target=run, args=[task], daemon=True) for task in range(len(tf_configs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return found
+
+
+def test_workers_exchange_plain_values_and_name_what_differs():
+    """Three of them, whose differences would cancel in a sum of checksums."""
+    long = "x" * 5000
+    facts = [dict(devices=2, seed=1, total_epochs=5, names=[long], blocks=(1, 2)),
+             dict(devices=1, seed=1, total_epochs=4, names=[long + "y"], blocks=(1, 2)),
+             dict(devices=2, seed=1, total_epochs=6, names=[long], blocks=(1, 2), new=True)]
+
+    def agree(cluster):
+        assert cluster.from_chief(["bfloat16", None][bool(cluster.task)]) == "bfloat16"
+        cluster.compare(facts[0])
+        cluster.compare(facts[cluster.task])
+
+    for error in in_threads(agree, [environment["TF_CONFIG"] for environment in environments(3)]):
+        assert str(error) == (
+            "the workers differ in devices (2 in worker 0, 1 in worker 1); names; new (missing in worker 0, true in "
+            "worker 2); total_epochs (5 in worker 0, 4 in worker 1): start all with the same command and the same "
+            "files")
+
+
+@pytest.mark.skipif(tf.VERSION.startswith("1."), reason="tells worker 1 alone; the heartbeat ends worker 0 after it")
+def test_workers_with_lists_of_unlike_lengths_get_one_sentence(monkeypatch):
+    """Worker 1 waits for a third one, which worker 0 does not know. A lost worker would end this process."""
+    monkeypatch.setattr("support.heartbeat.Heartbeat.hurry", lambda self: None)
+    first, second, _ = (json.loads(environment["TF_CONFIG"]) for environment in environments(3))
+    del first["cluster"]["worker"][2]
+    found = in_threads(lambda cluster: cluster.compare({}), [json.dumps(first), json.dumps(second)])
+    for error in found:
+        assert "give all of them the same list of workers in TF_CONFIG" in str(error)
+
+
+def test_one_process_agrees_with_itself():
+    cluster = Cluster(8)
+    cluster.compare(dict(devices=2))
+    assert cluster.from_chief("float32") == "float32"
+
+
+def compared(tiny_mnist, monkeypatch, **changes):
+    """What TrainingRun compares, {name: value}."""
+    found = {}
+    monkeypatch.setattr(Cluster, "compare", lambda self, facts: found.update(facts))
+    config = tiny_config(tiny_mnist, **changes)
+    TrainingRun(config, Densenet.prepare_data(config)[0])
+    return json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize("change", [
+    dict(seed=1), dict(batch_size=25), dict(total_epochs=3), dict(test_every_epoch=True), dict(sync_batch_norm=True),
+    dict(validation_size=29), dict(rotation=1.0), dict(weight_decay=0.1), dict(precision="bfloat16"), dict(epsilon=0.1),
+])
+def test_what_workers_must_have_alike_is_compared(tiny_mnist, monkeypatch, change):
+    before, after = compared(tiny_mnist, monkeypatch), compared(tiny_mnist, monkeypatch, **change)
+    assert before["TensorFlow"] == ".".join(tf.VERSION.split(".")[:2]) and "contents of the images" in before
+    assert {name for name in change if before[name] != after[name]} == set(change)
+
+
+def test_the_devices_are_compared_where_they_share_the_batch_statistics(tiny_mnist, monkeypatch):
+    """Without that, workers with different numbers of devices train together, as their means have equal weights."""
+    apart, shared = (compared(tiny_mnist, monkeypatch, devices=2, memory_efficient=True, sync_batch_norm=sync)
+                     for sync in (False, True))
+    assert (shared["devices"], shared["memory_efficient"]) == (2, True)
+    assert "devices" not in apart and "memory_efficient" not in apart
+    # Places where files are, and how often they are written, are each worker's own.
+    assert not {"model_dir", "log_dir", "data_dir", "checkpoint_minutes", "trace_step", "worker_timeout"} & set(apart)
 
 
 # ---- Several processes ----
@@ -325,13 +508,16 @@ def test_a_signal_to_one_worker_stops_all_and_one_resumes_alone(tiny_mnist, fold
 
 
 @pytest.mark.campaign
-def test_workers_with_different_settings_fail(tiny_mnist, folder):
-    processes = [program(arguments_for(tiny_mnist, "mine", seed=seed), env=environment)
-                 for seed, environment in enumerate(environments(2))]
+@pytest.mark.parametrize("change,sentence", [
+    ("seed", "the workers differ in seed (1 in worker 0, 2 in worker 1): "),
+    ("devices", "the workers differ in devices (1 in worker 0, 2 in worker 1): ")])
+def test_workers_with_different_settings_fail(tiny_mnist, folder, change, sentence):
+    processes = [program(arguments_for(tiny_mnist, "mine", batch_size=48, sync_batch_norm=True, **{change: value}),
+                         env=environment) for value, environment in enumerate(environments(2), start=1)]
     for process in processes:
         status, _, error = ended(process)
-        assert status == 1 and "Traceback" not in error
-        assert "the workers have different hyperparameters or data" in error or "was lost" in error, error
+        assert status == 1 and error.startswith("Densenet.py: " + sentence) and error.count("\n") == 0, error
+    assert not os.path.exists("model")
 
 
 @pytest.mark.campaign

@@ -1,0 +1,133 @@
+"""Does an image look like those that a network was trained on, and how is handwriting made to look like them?
+
+A network answers for any image, also for one unlike all that it has seen: a black digit on white, where the training
+images are white on black, gets a confident wrong answer. What training saw is measured once and kept with the run.
+"""
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MEASURED = 2000  # maximum number of training images, evenly spaced
+STROKE = 64  # grey levels by which a pixel differs from the background
+TOLERANCE = 0.05  # beyond the range of the training images
+HANDWRITTEN = ("mnist", "digits", "kmnist", "emnist")  # the data sets' names begin so
+
+
+def is_handwritten(dataset):
+    """Whether a data set, by its name, consists of single handwritten characters on a plain background."""
+    return dataset.startswith(HANDWRITTEN)
+
+
+def measures_of(image):
+    """Measures of an image, uint8 [H, W, C]: {name: a number from 0 to 1}.
+
+    brightness: mean pixel. background: median pixel of the outermost rows and columns. contrast: range of the pixels.
+    extent: the longer side of the box around all pixels that differ from the background, as a share of the image's.
+    offset: distance of the box's centre from the image's, as a share of the image's longer side.
+    """
+    grey = image.mean(2)
+    frame = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    background = float(np.median(frame))
+    rows, columns = np.nonzero(np.abs(grey - background) > STROKE)
+    extent = offset = 0.0
+    if len(rows):
+        side = max(grey.shape)
+        extent = (max(np.ptp(rows), np.ptp(columns)) + 1) / side
+        offset = np.hypot(rows.min() + rows.max() + 1 - grey.shape[0],
+                          columns.min() + columns.max() + 1 - grey.shape[1]) / 2 / side
+    return {"brightness": float(grey.mean() / 255), "background": background / 255,
+            "contrast": float(np.ptp(grey) / 255), "extent": float(extent), "offset": float(offset)}
+
+
+def appearance_of(images):
+    """What training images look like: {measure: [lowest, median, highest]}; see `measures_of`.
+
+    Args:
+        images: uint8 [N, H, W, C], or an object that reads images when it is indexed; at most MEASURED are measured.
+    """
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), MEASURED)).astype(int))
+    found = [measures_of(image) for place in chosen for image in images[place:place + 1]]
+    return {name: [float(value) for value in np.percentile([measures[name] for measures in found], [0, 50, 100])]
+            for name in found[0]}
+
+
+def differences(image, appearance, handwritten):
+    """What makes an image unlike the training images, as parts of a sentence; empty if nothing does.
+
+    Args:
+        image: uint8 [H, W, C], as the network gets it.
+        appearance: of the training images, see `appearance_of`; empty for runs that did not record it.
+        handwritten: whether the place and size of what is drawn matter, as in MNIST.
+    """
+    measures = measures_of(image)
+
+    def beyond(name):
+        """-1 below the range of the training images, 1 above it, else 0."""
+        low, _, high = appearance[name]
+        return (measures[name] > high + TOLERANCE) - (measures[name] < low - TOLERANCE)
+
+    if not appearance:
+        return []
+    if beyond("contrast") < 0:
+        return ["it is almost blank"]
+    found = []
+    if handwritten and beyond("background"):
+        return ["its background is %s than that of all training images"
+                % ("lighter" if beyond("background") > 0 else "darker")]
+    if handwritten and beyond("extent"):
+        low, _, high = appearance["extent"]
+        found.append("what is drawn covers %.0f%% of its side, in the training images %.0f to %.0f%%"
+                     % (100 * measures["extent"], 100 * low, 100 * high))
+    if handwritten and beyond("offset") > 0:
+        found.append("what is drawn is not in the centre")
+    if not found and beyond("brightness"):
+        found.append("it is %s than all training images" % ("lighter" if beyond("brightness") > 0 else "darker"))
+    return found
+
+
+def as_handwriting(image, side, appearance):
+    """Makes an image of a handwritten character as MNIST's were made (LeCun et al. 1998, section III.A).
+
+    White on black, cropped to what is drawn, resized to the usual extent of the training images, and placed so that
+    the centre of mass is the image's centre.
+
+    Args:
+        image: a PIL image of any mode and size.
+        side: side of the result in pixels.
+        appearance: of the training images, see `appearance_of`; empty: MNIST's extent, 20 of 28 pixels.
+    Returns:
+        uint8 [side, side, 1].
+    """
+    grey = _drawn(image)
+    frame = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    grey = np.abs(grey - np.median(frame))
+    rows, columns = np.nonzero(grey > max(STROKE / 2, grey.max() / 4))
+    if not len(rows):
+        return np.zeros([side, side, 1], np.uint8)
+    grey = grey[rows.min():rows.max() + 1, columns.min():columns.max() + 1] * (255 / grey.max())
+    longest = max(1, round(side * (appearance["extent"][1] if appearance else 20 / 28)))
+    height, width = (max(1, round(length * longest / max(grey.shape))) for length in grey.shape)
+    character = Image.fromarray(grey.clip(0, 255).astype(np.uint8)).resize((width, height), Image.LANCZOS)
+    weights = np.asarray(character, np.float64)
+    down, right = (np.average(np.arange(len(sums)) + 0.5, weights=sums) for sums in (weights.sum(1), weights.sum(0)))
+    top, left = (int(np.clip(round(side / 2 - centre), 0, side - length))
+                 for centre, length in ((down, height), (right, width)))
+    result = Image.new("L", (side, side))
+    result.paste(character, (left, top))
+    return np.asarray(result)[..., None]
+
+
+def _drawn(image):
+    """The grey pixels of a PIL image, float64 [H, W]; transparent ones on white, or on black if that shows more."""
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # of any kind: the orientation is unknown
+        pass
+    if image.mode not in ("L", "1", "RGB") and ("A" in image.mode or "a" in image.mode
+                                                or "transparency" in image.info):
+        image = image.convert("RGBA")
+        on = [np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("L"), np.float64)
+              for colour in ("white", "black")]
+        return max(on, key=np.ptp)
+    grey = np.asarray(image if image.mode[0] in "IF" else image.convert("L"), np.float64)
+    return grey if grey.max() <= 255 else grey * (255 / grey.max())

@@ -1,0 +1,411 @@
+"""Which folders of a data set are classes, and which are training, validation and test images?
+
+Folders are recognised by what they hold. A folder with the name of a role (`train`, `Testing`, `seg_train`) has that
+role if its sub-folders hold images. If it holds images itself, it is a class among others, or it is not used. Notes
+tell the user which folders are not used, and which could be meant otherwise.
+"""
+
+import collections
+import dataclasses
+import functools
+import os
+import re
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from support.file_reading import DataError
+
+TEST_SHARE = 1 / 6  # of each class's images, if there is no test folder; a fixed random choice
+IGNORED = ("Thumbs.db", "desktop.ini")
+NEVER_DATA = ("__MACOSX", "__pycache__", "node_modules", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+ENVIRONMENT_FILES = ("pyvenv.cfg", "conda-meta")  # what a folder with an installation of Python contains
+PROGRAM_FOLDERS = tuple(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), name)
+                        for name in ("docs", "support", "tests"))
+NO_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG")  # formats that Pillow recognises but never decodes
+OPENED = 100  # maximum number of files with the same ending that are opened in search of an image
+LISTED = 5  # maximum number of names in a note
+
+TRAINING, VALIDATION, TEST, EVALUATION = "training", "validation", "test", "evaluation"
+ROLE_WORDS = {"train": TRAINING, "training": TRAINING, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION,
+              "dev": VALIDATION, "test": TEST, "testing": TEST, "evaluation": EVALUATION, "eval": EVALUATION}
+# Words beside a role's word that do not change what the folder is, also without a separator: `trainset`, `seg_train`.
+AFFIXES = ("set", "sets", "data", "dataset", "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos",
+           "sample", "samples", "file", "files", "folder", "dir", "split", "seg")
+ROLE_WORD = re.compile("(%s)(?:%s)?" % ("|".join(ROLE_WORDS), "|".join(AFFIXES)))
+
+
+@dataclasses.dataclass
+class Layout:
+    """What a folder holds.
+
+    Attributes:
+        class_names: list of str, sorted.
+        files: list of (path, label, split), class by class. split: "train", "validation" or "test". "validation"
+            occurs only if there are a validation folder and a test folder.
+        notes: list of sentences for the user.
+    """
+
+    class_names: list
+    files: list
+    notes: list
+
+
+@dataclasses.dataclass
+class _Folder:
+    path: str
+    holding: list  # names of the sub-folders that hold images, at any depth
+    barren: list  # names of the other sub-folders
+    loose: bool  # whether images lie in the folder itself
+    dangling: list  # names of links that lead nowhere
+
+
+def layout_of(data_dir, excluded=()):
+    """Finds the classes and the splits of a folder of images.
+
+    Without a test folder, the validation folder holds the test images. Without both, TEST_SHARE of each class is drawn.
+
+    Args:
+        data_dir: contains one sub-folder per class, or folders for training, validation and test images with one
+            sub-folder per class.
+        excluded: paths of folders that are never data, such as those that the program writes.
+    Returns:
+        a Layout.
+    Raises:
+        DataError: there are not two classes, the roles or the links of folders contradict each other, or a folder
+            cannot be read.
+    """
+    tree, notes = _Tree(excluded), []
+    root = _descended(tree, data_dir, notes)
+    roles, flat, others = _roles(tree, root)
+    if TRAINING in roles:
+        train = roles.pop(TRAINING)
+        for role, folder in list(roles.items()):
+            if folder.loose and not set(folder.holding) & set(train.holding):  # unlabelled images, some in sub-folders
+                flat[os.path.relpath(roles.pop(role).path, root.path)] = role
+        _note_unused(root, flat, others, notes)
+    else:
+        train = _classes_beside(root, roles, flat, others, notes)
+    if len(train.holding) < 2:
+        raise DataError(_too_few(train))
+    for name in train.holding:
+        if not name.isprintable():  # for example, it is not UTF-8
+            raise DataError("%s has a sub-folder %r: give it a name of letters that can be shown"
+                            % (_shown(train.path), name))
+    _check_and_note_splits(roles, train, notes)
+    _note_left_out([root, train, *roles.values()], train.holding, notes)
+    _note_sub_folders(tree, train, notes)
+    return Layout(train.holding, _files(tree, train, roles), notes)
+
+
+def files_under(path, excluded=()):
+    """Lists the files under a folder, at any depth, sorted and without hidden files. For a file, returns [path].
+
+    Links to folders are followed, each folder is visited once. Pipes and devices are left out. Folders that are never
+    data (`excluded`, NEVER_DATA, the program's own, installations of Python) are left out unless `path` is one.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    return sorted(_Tree(excluded).files(path)) if os.path.isdir(path) else [path]
+
+
+class _Tree:
+    """Reads folders, without those that are never data."""
+
+    def __init__(self, excluded):
+        self._excluded = {os.path.realpath(path) for path in (*PROGRAM_FOLDERS, *excluded)}
+
+    def entries(self, folder, remedy="make it readable, or take it away"):
+        """Returns the sorted names of (sub-folders, files). A link that leads nowhere counts as a file."""
+        folders, files = [], []
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            raise DataError("%s cannot be read as a folder (%s): %s"
+                            % (_shown(folder), error.strerror, remedy)) from None
+        for entry in found:
+            linked = entry.is_symlink()  # for what is no link, the kind is known without another access to the disk
+            if os.path.isdir(entry.path) if linked else entry.is_dir():
+                if not self._is_never_data(entry.name, entry.path):
+                    folders.append(entry.name)
+            elif os.path.isfile(entry.path) or not os.path.exists(entry.path) if linked else entry.is_file():
+                if entry.name not in IGNORED:
+                    files.append(entry.name)
+        return folders, files
+
+    def _is_never_data(self, name, path):
+        return (name in NEVER_DATA or os.path.realpath(path) in self._excluded or
+                any(os.path.exists(os.path.join(path, file)) for file in ENVIRONMENT_FILES))
+
+    def files(self, folder):
+        """Yields the paths of all files under a folder."""
+        pending, visited = [folder], set()
+        while pending:
+            folder = pending.pop()
+            real = os.path.realpath(folder)
+            if real in visited:  # through a symbolic link
+                continue
+            visited.add(real)
+            folders, names = self.entries(folder)
+            pending += [os.path.join(folder, name) for name in reversed(folders)]
+            for name in names:
+                yield os.path.join(folder, name)
+
+    def holds_images(self, folder):
+        """Returns whether there is an image under a folder. Files are opened only if no name ends like an image's."""
+        return any(map(_has_extension, self.files(folder))) or _is_any_identified(self.files(folder))
+
+    def has_images_directly(self, folder):
+        """Returns whether there is an image in the folder itself."""
+        paths = [os.path.join(folder, name) for name in self.entries(folder)[1]]
+        return any(map(_has_extension, paths)) or _is_any_identified(paths)
+
+    def scan(self, path, **remedy):
+        """Returns a _Folder."""
+        folders, names = self.entries(path, **remedy)
+        holding = [name for name in folders if self.holds_images(os.path.join(path, name))]
+        return _Folder(path, holding, [name for name in folders if name not in holding], self.has_images_directly(path),
+                       [name for name in names if _leads_nowhere(os.path.join(path, name))])
+
+
+def _leads_nowhere(path):
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+@functools.lru_cache(maxsize=None)
+def _extensions():
+    return frozenset(extension for extension, name in Image.registered_extensions().items()
+                     if name in Image.OPEN and name not in NO_PICTURES)
+
+
+def _has_extension(path):
+    return os.path.splitext(path)[1].lower() in _extensions()
+
+
+def _is_any_identified(paths):
+    opened = collections.Counter()
+    for path in paths:
+        ending = os.path.splitext(path)[1]
+        opened[ending] += 1
+        if opened[ending] <= OPENED and _is_identified(path):
+            return True
+    return False
+
+
+def _is_identified(path):
+    if not os.path.isfile(path):
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return image.format not in NO_PICTURES
+    except Image.DecompressionBombError:  # raised for an image that was identified
+        return True
+    except Exception:  # of any type: so are those of Pillow's readers
+        return False
+
+
+def _descended(tree, data_dir, notes):
+    """Scans data_dir, or the folder in it that holds everything (`archive`)."""
+    folder = tree.scan(data_dir, remedy="set data_dir to the folder that holds a sub-folder of images for each class")
+    while len(folder.holding) == 1 and not folder.loose and not _role_names(folder.holding):
+        inner = tree.scan(os.path.join(folder.path, folder.holding[0]))
+        if len(inner.holding) < (2 if inner.loose and not _role_names(inner.holding) else 1):  # it is a class itself
+            break
+        folder = inner
+    if folder.path != data_dir:
+        notes.append("the data set is %s: no other folder of %s holds images" % (_shown(folder.path), _shown(data_dir)))
+    return folder
+
+
+def _role_names(names):
+    """Returns {name: role} of those names of folders, in one folder, that stand for a role.
+
+    AFFIXES and years (`train2017`) do not count. Other words (`fruits_train`) do not count if there is a folder of
+    another role with the same words (`fruits_test`). `bullet_train` alone is a class.
+    """
+    parsed = {}
+    for name in names:
+        words = re.findall(r"[^\W\d_]+|\d+", name.casefold())
+        roles = [match.group(1) for match in map(ROLE_WORD.fullmatch, words) if match]
+        rest = tuple(word for word in words
+                     if not ROLE_WORD.fullmatch(word) and word not in AFFIXES and not re.fullmatch("(19|20)..", word))
+        if len(roles) == 1:
+            parsed[name] = ROLE_WORDS[roles[0]], rest
+    return {name: role for name, (role, rest) in parsed.items()
+            if not rest or any(other != role and same == rest for other, same in parsed.values())}
+
+
+def _roles(tree, root):
+    """Finds the roles of the sub-folders that hold images.
+
+    Returns:
+        {role: _Folder}, {name: role} of folders that are named after a role but hold no class folders, and the names of
+        the other folders.
+    """
+    role_names = _role_names(root.holding)
+    found, flat, others = {}, {}, []
+    for name in root.holding:
+        role = role_names.get(name)
+        folder = role and _innermost(tree, os.path.join(root.path, name), role)
+        if not folder:
+            others.append(name)
+        elif folder.holding and not (role == TRAINING and folder.loose and len(folder.holding) == 1):
+            found.setdefault(role, []).append(folder)
+        else:
+            flat[name] = role
+    # Beside a test folder, `eval` is usually for validation.
+    if EVALUATION in found:
+        evaluation = found.pop(EVALUATION)
+        if TEST in found and VALIDATION in found:
+            others += [os.path.relpath(folder.path, root.path) for folder in evaluation]
+        else:
+            found[VALIDATION if TEST in found else TEST] = evaluation
+    for role, folders in found.items():
+        if len(folders) > 1:
+            raise DataError("more than one folder is for the %s images: %s; take all but one away, or rename them"
+                            % (role, _listing(folder.path for folder in folders)))
+    return {role: folders[0] for role, folders in found.items()}, flat, others
+
+
+def _innermost(tree, path, role):
+    """Scans the folder of a role, or the one of the same role that is all it holds (`seg_train/seg_train`)."""
+    folder = tree.scan(path)
+    while len(folder.holding) == 1 and not folder.loose:
+        (name,) = folder.holding
+        if name != os.path.basename(folder.path) and _role_names([name]).get(name) != role:
+            break
+        folder = tree.scan(os.path.join(folder.path, name))
+    return folder
+
+
+def _classes_beside(root, roles, flat, others, notes):
+    """Returns the root with its class folders in `holding`, where no folder is for training by its name."""
+    train = dataclasses.replace(root, holding=sorted([*others, *flat]))
+    uncovered = [folder for folder in roles.values() if not set(folder.holding) <= set(train.holding)]
+    unlabelled = [name for name, role in flat.items() if role == TRAINING or not uncovered]
+    if uncovered and not unlabelled:
+        raise DataError("%s holds folders of images, but %s has no training images of all these classes: name the "
+                        "folder that holds them train" % (_shown(uncovered[0].path), _shown(root.path)))
+    if uncovered or len(flat) > len(others):
+        raise DataError(_unlabelled(_paths(root, unlabelled)))
+    if roles:
+        notes.append("no training folder: the folders of %s beside %s are the classes and hold the training images"
+                     % (_shown(root.path), _listing(folder.path for folder in roles.values())))
+    # `train` beside two other classes or more is a vehicle.
+    doubtful = [name for name, role in flat.items() if roles or len(others) < 2 or role != TRAINING]
+    if doubtful:
+        notes.append("counted as classes, for their images are not in sub-folders: %s; if they are not classes, take "
+                     "them out of %s" % (_listing(doubtful), _shown(root.path)))
+    return train
+
+
+def _too_few(folder):
+    """Returns the sentence for a folder without two folders of images."""
+    if folder.loose and not folder.holding:
+        return _unlabelled([folder.path])
+    found = [*folder.holding, *("%s without images" % name for name in folder.barren)]
+    return ("%s has %s with images, not one for each of two classes or more%s: set data_dir to the folder that holds "
+            "them" % (_shown(folder.path), "1 sub-folder" if folder.holding else "0 sub-folders",
+                      " (%s)" % _listing(found) if found else ""))
+
+
+def _unlabelled(paths):
+    return ("the images of %s are not in a folder for each class: put those of each class into a folder of its own, "
+            "such as %s" % (_listing(paths), _shown(os.path.join(paths[0], "cats"))))
+
+
+def _note_unused(root, flat, others, notes):
+    """Notes what is unused beside a training folder."""
+    if flat:
+        paths = [*map(_shown, _paths(root, flat))]
+        notes.append("not used, for the images are not in folders of classes: %s; mode=predict images=%s classifies "
+                     "such images" % (_listing(paths), paths[0]))
+    if others:
+        notes.append("not used, for they are beside the training folder and not named as one for validation or test: %s"
+                     % _listing(_paths(root, others)))
+
+
+def _check_and_note_splits(roles, train, notes):
+    """Checks the given folders of roles against the classes. A validation folder alone becomes the test folder."""
+    if VALIDATION in roles and TEST not in roles:
+        roles[TEST] = roles.pop(VALIDATION)
+        notes.append("no test folder: the images of %s are the test images, and a share of %s is for validation"
+                     % (_shown(roles[TEST].path), _shown(train.path)))
+    for folder in roles.values():
+        unknown = sorted(set(folder.holding) - set(train.holding))
+        if unknown:
+            raise DataError("%s has the class %s, which %s has not: there is nothing to learn the class from"
+                            % (_shown(folder.path), _shown(unknown[0]), _shown(train.path)))
+        missing = [name for name in train.holding if name not in folder.holding]
+        if missing:
+            notes.append("%s has no images of %s" % (_shown(folder.path), _listing(missing)))
+
+
+def _note_left_out(folders, classes, notes):
+    """Notes loose images, folders without images and links that lead nowhere, in data_dir and in folders of roles."""
+    folders = list({folder.path: folder for folder in folders}.values())
+    loose = [folder.path for folder in folders if folder.loose]
+    if loose:
+        notes.append("not used, for they are in no class folder: the images directly in %s" % _listing(loose))
+    barren = [path for number, folder in enumerate(folders)
+              for path in _paths(folder, [name for name in folder.barren if not (number and name in classes)])]
+    if barren:
+        notes.append("not classes, for they hold no images: %s" % _listing(barren))
+    dangling = [path for folder in folders for path in _paths(folder, folder.dangling)]
+    if dangling:
+        notes.append("not used, for the links lead nowhere: %s" % _listing(dangling))
+
+
+def _note_sub_folders(tree, train, notes):
+    """Notes classes whose images are in sub-folders alone: these may be the classes that the user means."""
+    deep = [name for name in train.holding if not tree.has_images_directly(os.path.join(train.path, name))]
+    if deep:
+        found = ["%s (%s)" % (_shown(name), _listing(tree.entries(os.path.join(train.path, name))[0], 3))
+                 for name in deep[:LISTED]]
+        notes.append("one class each, though all images are in sub-folders: %s; if the sub-folders are the classes, "
+                     "set data_dir to the folder that holds them, such as %s"
+                     % (_listing(found + deep[LISTED:]), _shown(os.path.join(train.path, deep[0]))))
+
+
+def _files(tree, train, roles):
+    """Returns the list of (path, label, split)."""
+    files, owners = [], {}
+
+    def listed(path):
+        paths = sorted(tree.files(path))
+        for folder in sorted({os.path.dirname(found) for found in paths}):
+            owner, before = owners.setdefault(os.path.realpath(folder), (path, folder))
+            if owner != path:
+                raise DataError("%s and %s are the same folder by a link, and its images would be in two classes or "
+                                "splits: take the link away" % (_shown(before), _shown(folder)))
+        return paths
+
+    for label, name in enumerate(train.holding):
+        paths = listed(os.path.join(train.path, name))
+        order = np.random.RandomState(label).permutation(len(paths))
+        drawn = set() if TEST in roles else set(order[:round(TEST_SHARE * len(paths))].tolist())
+        files += [(path, label, "test" if number in drawn else "train") for number, path in enumerate(paths)]
+        for role in (VALIDATION, TEST):
+            if role in roles and name in roles[role].holding + roles[role].barren:
+                files += [(path, label, role) for path in listed(os.path.join(roles[role].path, name))]
+    return files
+
+
+def _paths(folder, names):
+    return [os.path.join(folder.path, name) for name in names]
+
+
+def _shown(text):
+    """Returns a name or path for a message: what cannot be printed, such as a line break, is escaped."""
+    return text if text.isprintable() else repr(text)
+
+
+def _listing(names, most=LISTED):
+    names = [_shown(name) for name in names]
+    more = len(names) - most
+    return ", ".join(names[:most]) + (" and %d more" % more if more > 0 else "")
