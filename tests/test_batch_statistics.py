@@ -38,6 +38,7 @@ def convolution_by_tensorflow(x):
 # float64 takes the same code path as bfloat16, but without rounding errors.
 @pytest.mark.parametrize("memory_efficient", [False, True])
 @pytest.mark.parametrize("dtype,compiled_from", [(tf.float32, 1), (tf.float64, 1), (tf.float64, 2 ** 20)])
+@pytest.mark.campaign
 def test_a_dense_block_and_its_gradients_match_float64_formulas(monkeypatch, dtype, compiled_from, memory_efficient):
     monkeypatch.setattr(batch_statistics, "COMPILED_FROM", compiled_from)
     random = np.random.RandomState(0)
@@ -138,6 +139,7 @@ def test_the_memory_efficient_mode_changes_nothing(bottleneck, dropout_rate, poo
         np.testing.assert_allclose(efficient, plain, atol=1e-5)
 
 
+@pytest.mark.campaign
 def test_activations_in_the_memory_efficient_mode_grow_linearly():
     """Counts the activation values that are kept for the gradients, for different numbers of layers in a block."""
     def kept(layers, memory_efficient):

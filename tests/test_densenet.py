@@ -152,6 +152,7 @@ def trained_twice(build, side):
         return sess.run([logits] + others + tf.global_variables(), {images: batches[0], training: False})
 
 
+@pytest.mark.campaign
 def test_the_plain_implementation_matches_the_network():
     """The four-layer form, with `training` as a bool tensor, in both implementations."""
     plain = trained_twice(lambda images, training: [DescribedDenseNet(images, (4, 4, 4), 4, training, 0.0).model], 28)

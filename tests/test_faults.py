@@ -285,6 +285,7 @@ def limited(arguments, size):
 
 @pytest.mark.parametrize("size", [  # 4: less than the lock file
     pytest.param(4, marks=pytest.mark.campaign), 2000, pytest.param(20000, marks=pytest.mark.long)])
+@pytest.mark.campaign
 def test_a_run_resumes_exactly_after_a_full_disk(tiny_mnist, folder, finished, size):
     """The run ends with one sentence and status 1, and earlier checkpoints stay intact."""
     shutil.copytree(finished, "model")

@@ -438,6 +438,7 @@ TINY_FOLDER = dict(dataset="folder", image_size=32, blocks=(1, 1), growth_k=4, b
                    total_epochs=2)
 
 
+@pytest.mark.campaign
 def test_training_on_a_folder_resumes_exactly(shapes, folder):
     options = dict(TINY_FOLDER, data_dir=shapes, schedule="constant", warmup=0.0)
     once = Densenet.train(run_name="once", **options)

@@ -173,6 +173,7 @@ def test_a_new_folder_is_evaluated_with_the_classes_of_the_run(pets, shapes):  #
         Densenet.evaluate(data_dir="new", **pets)
 
 
+@pytest.mark.campaign
 def test_the_run_of_an_earlier_version_keeps_its_name(folder, shapes, capsys):  # noqa: F811
     """Earlier versions named every run on a folder `folder`, and recorded neither data_dir nor the images."""
     options = dict(TINY_FOLDER, data_dir=shapes, total_epochs=1)
@@ -191,6 +192,7 @@ def test_the_run_of_an_earlier_version_keeps_its_name(folder, shapes, capsys):  
     assert Densenet.evaluate(**options)["images"] == settings["data"]["test"]
 
 
+@pytest.mark.campaign
 def test_few_validation_images_choose_nothing(run_with_few, capsys):
     result = read("model/few/result.json")
     assert result["checkpoint"] == "dense.ckpt-%d" % result["steps"]

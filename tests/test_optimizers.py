@@ -11,6 +11,7 @@ from support.optimizers import optimizer_of
 
 
 @pytest.mark.parametrize("precision,tolerance", [("bfloat16", 0.02), ("float16", 0.002)])
+@pytest.mark.campaign
 def test_half_precision_is_near_float32_and_keeps_float32_weights(precision, tolerance, tiny_mnist):
     costs = {}
     for each in ("float32", precision):

@@ -107,6 +107,7 @@ def test_runs_can_be_repeated_finished_and_extended_in_one_process(tiny_mnist, f
     assert [row["step"] for row in csv_rows(os.path.join(run, "curves.csv"))] == ["6", "12", "18"]
 
 
+@pytest.mark.campaign
 def test_only_a_given_or_edited_total_epochs_extends_a_finished_run(tiny_mnist, folder, capsys, monkeypatch):
     """The constant says 13."""
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine")
@@ -127,6 +128,7 @@ def test_only_a_given_or_edited_total_epochs_extends_a_finished_run(tiny_mnist, 
     assert Densenet.train(**options)["epochs"] == 2
 
 
+@pytest.mark.campaign
 def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder):
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine")
     Densenet.train(**dict(options, total_epochs=3))
@@ -141,6 +143,7 @@ def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder):
     assert Densenet.train(**dict(options, total_epochs=3))["test_accuracy"] == before["test_accuracy"]
 
 
+@pytest.mark.campaign
 def test_a_finished_run_whose_newest_checkpoint_is_lost_is_trained_to_its_end_again(tiny_mnist, folder):
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine", validation_size=0, batch_size=55)
     first = Densenet.train(**options)
@@ -150,6 +153,7 @@ def test_a_finished_run_whose_newest_checkpoint_is_lost_is_trained_to_its_end_ag
     assert [row["step"] for row in csv_rows("model/mine/curves.csv")] == ["6", "12"]
 
 
+@pytest.mark.campaign
 def test_a_batch_of_more_than_the_training_images_is_made_smaller_and_said(tiny_mnist, folder, capsys):
     """On one device 300 of 300, on seven 294. The run keeps the size that was given: the same command resumes."""
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine", batch_size=301)

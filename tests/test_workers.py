@@ -156,6 +156,7 @@ def test_a_cpu_splits_each_batch_into_two_parts(monkeypatch, cores, threads):
     assert Cluster(100, tf_config=environments(2)[0]["TF_CONFIG"]).devices == 1
 
 
+@pytest.mark.campaign
 def test_a_run_resumes_with_another_number_of_devices(tiny_mnist, folder, capsys):
     Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=1, devices=1))
     Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=2, devices=2))
@@ -267,6 +268,7 @@ def test_roles_without_work_get_one_sentence(text, sentence):
         workers_of(text)
 
 
+@pytest.mark.campaign
 def test_a_cluster_of_one_chief_trains(tiny_mnist, folder, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config_of({"chief": ["cmle-training-0:2222"]}, "chief", "0"))
     assert Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=1))["steps"] == 6
