@@ -373,7 +373,7 @@ def train(arguments=(), **overrides):
         the content of the run's result.json; None in a worker that is not the chief.
     Raises:
         UserError: bad hyperparameters, data or run directory; a loss that is not finite.
-        support.interruption.Stopped: Ctrl-C or SIGTERM; the run is saved.
+        support.interruption.Stopped: Ctrl-C, SIGTERM or a like signal; the run is saved.
     """
     data, config = prepare_data(choose(arguments, caller="train", **overrides))
     with TrainingRun(config, data) as run:

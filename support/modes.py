@@ -113,8 +113,8 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     if directory.read_json(file) not in (None, content):
         directory.keep_json(file)
     directory.write_json(file, content)
-    say("%s accuracy %.2f%%, loss %.4f, of %s (%s)" % (
-        "other data, not the run's: " if is_other else "test",
+    say("%s %.2f%%, loss %.4f, of %s (%s)" % (
+        "accuracy on other data than the run's" if is_other else "test accuracy",
         100 * evaluation.accuracy, evaluation.loss, used, os.path.join(directory.path, file)))
     return content
 

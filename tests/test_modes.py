@@ -128,7 +128,7 @@ def test_other_data_are_evaluated_and_marked(run, capsys):
     output = capsys.readouterr().out
     assert content["images"] == 330 and content["data_dir"] == os.path.abspath("other")
     assert "other holds other data than model/mnist-mine was trained on: 330 images are evaluated" in output
-    assert "other data, not the run's:  accuracy" in output
+    assert "accuracy on other data than the run's " in output
     assert read("model/mnist-mine/evaluation_of_other.json") == content
     assert read("model/mnist-mine/evaluation.json") == before
     with pytest.raises(UserError, match="holds a run with other settings .*test images: 45, now 330"):
