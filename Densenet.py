@@ -1,6 +1,7 @@
 """DenseNet (Huang et al. 2017, arXiv 1608.06993) in TensorFlow 1.x style: a graph, a session, a loop.
 
 Trained on MNIST for 8 minutes on two cores, it classifies 99.5% of the test images correctly (results: README.md).
+
     python Densenet.py                      train on MNIST; the same command resumes a run that was stopped
     python Densenet.py growth_k=24 seed=3   the same with other hyperparameters, as a run of its own
     python Densenet.py dataset=cifar10      train on CIFAR-10
@@ -48,9 +49,8 @@ DATASETS = dict(mnist_loader.DATASETS, **cifar10.DATASETS, folder=image_folder.p
 SCHEDULES = ("constant", "steps", "cosine", "exponential")  # learning_rate() has their formulas
 
 # ---- Hyperparameters: edit a value here, or give it for one run on the command line (growth_k=24) ----
-# by_dataset(a, cifar=b, folder=c): a for MNIST and every data set that is not named, b for CIFAR-10 and CIFAR-100, c
-# for your own images. A plain number in its place is for all of them. A named network (support/networks.py) and
-# optimizer=momentum (support/optimizers.py) bring values of their own; an edited or given value replaces these, too.
+# by_dataset(a, cifar=b, folder=c): a for MNIST and the rest, b for CIFAR-10 and CIFAR-100, c for your own images.
+# A plain value is for all. A named network or an optimizer brings values, which edited and given ones replace.
 
 mode: one_of(("train", "evaluate", "predict", "export")) = "train"  # all but train need a trained run
 

@@ -267,7 +267,7 @@ def _check_magic(path, magic, expected, content):
         return
     others = {IMAGES_MAGIC: "images", LABELS_MAGIC: "labels"}
     found = "holds %s" % others[magic] if magic in others else "is not an IDX file of unsigned bytes"
-    raise DataError("%s %s, where %s belong: delete it, and it is downloaded" % (path, found, content))
+    raise DataError("%s %s, where %s belong: delete it, and the right file is sought again" % (path, found, content))
 
 
 DATASETS = dict({"mnist": prepare_data, "digits": prepare_digits}, **RELATED)  # {name: function that returns a DataSet}

@@ -20,7 +20,7 @@ def main(module, arguments):
     """Runs the mode that the arguments choose; returns the exit status.
 
     Args:
-        module: Densenet.py's module: `choose`, and a function for each mode.
+        module: Densenet.py's module: `choose` and `main`.
         arguments: those of the command line.
     """
     mode = "train"
@@ -29,7 +29,7 @@ def main(module, arguments):
             _show_help(module, [argument for argument in arguments if argument not in HELP])
         else:
             mode = module.choose(arguments).mode
-            getattr(module, mode)(arguments)
+            module.main(arguments)
     except UserError as error:
         return _failed(error)
     except tf.errors.ResourceExhaustedError:

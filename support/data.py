@@ -6,11 +6,15 @@ import zlib
 
 import numpy as np
 
-from support.file_reading import DataError
+from support.file_reading import DataError, shortened
 
 MOST_MEASURED = 60000  # maximum number of training images, evenly spaced, for computing mean and deviation
 NEAR_EMPTY = 5  # training images of a class
 SPLITS = ("train", "validation", "test")
+# How messages call the parts of a data set's fingerprint
+FACTS = {"train": "number of training images", "validation": "number of validation images",
+         "test": "number of test images", "crc32": "contents of the images", "image_shape": "size of the images",
+         "class_names": "names of the classes"}
 CHUNK_PIXELS = 2 ** 22  # of the images that are read at once
 
 
@@ -153,18 +157,16 @@ def class_summary(data, most=20):
     """
     counts = {split: np.bincount(getattr(data, split).labels, minlength=len(data.class_names)) for split in SPLITS}
     order = np.arange(len(data.class_names))
-    shortened = len(order) > most
-    if shortened:
+    too_many = len(order) > most
+    if too_many:
         order = np.argsort(counts["train"], kind="stable")
     shown = ", ".join("%s %s" % (data.class_names[label], " + ".join(str(counts[split][label]) for split in SPLITS))
                       for label in order[:most])
     yield "%d classes (training + validation + test images)%s: %s" % (
-        len(order), ", the %d smallest of which are" % most if shortened else "", shown)
+        len(order), ", the %d smallest of which are" % most if too_many else "", shown)
 
     def named(chosen):
-        names = [data.class_names[label] for label in order if chosen[label]]
-        more = len(names) - most
-        return ", ".join(names[:most]) + (" and %d more" % more if more > 0 else "")
+        return shortened([data.class_names[label] for label in order if chosen[label]], most)
 
     near_empty = counts["train"] < NEAR_EMPTY
     if near_empty.any():

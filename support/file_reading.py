@@ -86,9 +86,9 @@ def similar(pattern, folders, used=()):
     return [path for path in found if path not in used and path not in folders]
 
 
-def shortened(paths, most=5):
-    """Returns paths as text: at most `most` of them, then the number of the others."""
-    return ", ".join(list(paths)[:most]) + (" and %d more" % (len(paths) - most) if len(paths) > most else "")
+def shortened(names, most=5):
+    """Returns names or paths as text: at most `most` of them, then the number of the others."""
+    return ", ".join(names[:most]) + (" and %d more" % (len(names) - most) if len(names) > most else "")
 
 
 def _opener(path):

@@ -15,7 +15,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from support.file_reading import DataError
+from support.file_reading import DataError, shortened
 
 TEST_SHARE = 1 / 6  # of each class's images, if there is no test folder; a fixed random choice
 IGNORED = ("Thumbs.db", "desktop.ini")
@@ -406,6 +406,4 @@ def _shown(text):
 
 
 def _listing(names, most=LISTED):
-    names = [_shown(name) for name in names]
-    more = len(names) - most
-    return ", ".join(names[:most]) + (" and %d more" % more if more > 0 else "")
+    return shortened([_shown(name) for name in names], most)

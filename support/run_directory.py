@@ -9,7 +9,7 @@ import numpy as np
 
 from support import UserError, say
 from support.configuration import of_earlier_versions
-from support.data import same_data
+from support.data import FACTS, same_data
 from support.settings import shown
 
 try:
@@ -180,12 +180,10 @@ def _differences(before, now):
                  for name in sorted(set(before) | set(now)) if before.get(name) != now.get(name)]
     if data[0] == data[1] or None not in data and same_data(*data):
         return differing
-    for name, words in (("train", "training images"), ("validation", "validation images"), ("test", "test images"),
-                        ("class_names", "classes"), ("image_shape", "shape of an image"),
-                        ("pixel_range", "pixel_range")):
+    for name in sorted(set().union(*filter(None, data)) - {"crc32"}):  # the checksum itself tells nobody anything
         values = [_shown((facts or {}).get(name, "not recorded")) for facts in data]
         if values[0] != values[1]:
-            differing.append("%s: %s, now %s" % (words, *values))
+            differing.append("%s: %s, now %s" % (FACTS.get(name, name), *values))
     if not differing:
         differing.append("the same number of images, but other images")
     if None not in data_dir and data_dir[0] != data_dir[1]:

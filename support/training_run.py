@@ -12,10 +12,10 @@ import tensorflow.compat.v1 as tf
 
 from support import UserError, say
 from support.appearance import appearance_of
-from support.checkpoints import Checkpoints
+from support.checkpoints import LEAST_VALIDATION, Checkpoints
 from support.configuration import identity
 from support.curves import Curves
-from support.data import same_data
+from support.data import FACTS, same_data
 from support.interruption import Interruption, Stopped
 from support.machine import PRECISIONS, fast_precision
 from support.networks import final_side
@@ -26,10 +26,6 @@ from support.workers import Cluster
 
 HISTOGRAMS = 20  # times in a run
 POINT_STEPS = 50  # a point of the training curves is the mean of so many steps
-# How a message calls the parts of a data set's fingerprint.
-DATA_FACTS = {"train": "number of training images", "validation": "number of validation images",
-              "test": "number of test images", "crc32": "contents of the images", "image_shape": "size of the images",
-              "class_names": "names of the classes"}
 
 
 def histograms_are_due(epoch, total_epochs):
@@ -98,7 +94,7 @@ class TrainingRun:
         cluster, config = self.cluster, self.config
         cluster.start(cluster.session_config())
         facts = dict(identity(config), total_epochs=config.total_epochs, test_every_epoch=config.test_every_epoch)
-        facts.update({DATA_FACTS.get(name, name): value for name, value in fingerprint.items()})
+        facts.update({FACTS.get(name, name): value for name, value in fingerprint.items()})
         facts["images in a step"] = cluster.batch_size
         # Later patch releases work together. The workers' addresses may differ: a machine has several names.
         facts["TensorFlow"] = ".".join(tf.VERSION.split(".")[:2])
@@ -177,7 +173,7 @@ class TrainingRun:
         config = self.config
         result = self._directory.read_json("result.json") if self._directory else None
         finished = bool(result) and step >= result.get("steps", step)
-        asked = "total_epochs" in config.given or "total_epochs" in getattr(config, "edited", ())
+        asked = "total_epochs" in config.edited
         too_few = asked and step > self.total_steps
         stop = finished and not (asked and step < self.total_steps)
         finished, too_few, stop = (count > 0 for count in self.cluster.total(  # the chief decides
@@ -358,7 +354,7 @@ class TrainingRun:
         if self.cluster.is_chief:
             self.evaluated(sess, "test", step, evaluation)
             best, count = self._judged, len(self.data.validation)
-            if best is None and count:
+            if 0 < count < LEAST_VALIDATION:
                 say("%d validation images are too few to choose weights by: the last ones are tested" % count)
             result = {
                 "dataset": self.config.dataset,
