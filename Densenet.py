@@ -13,6 +13,7 @@ Shapes in comments: N images of a batch, H rows, W columns, C channels, k growth
 """
 
 import contextlib
+import inspect
 import math
 import signal
 import sys
@@ -29,19 +30,21 @@ import cifar10
 import mnist_loader
 from ops import (Average_pooling, Batch_Normalization, Concatenation, Drop_out, Global_Average_Pooling, Linear,
                  Max_Pooling, conv_layer)
-from support import UserError, command_line, configuration, image_folder, modes, prediction, say
+from support import UserError, command_line, configuration, image_folder, modes, prediction
 from support.augmentation import training_batches
 from support.batch_statistics import SharedStatistics, advance_moving_statistics
+from support.data import class_weights_of
 from support.download import Unavailable
-from support.evaluation import evaluate_split, views_of
+from support.evaluation import evaluate_split, outputs_of, views_of
+from support.explanations import mean_over_views
 from support.machine import PRECISIONS
 from support.networks import NETWORKS, STEMS, pools_first, transition_width
-from support.optimizers import optimizer_of
+from support.optimizers import optimizer_of, trained_variables
 from support.prefetch import prefetched
 from support.settings import (boolean, by_dataset, count_or_share, file_name, integer, integers, number, one_of,
                               pair_or_auto, path, paths)
 from support.tensorboard import build_histograms
-from support.training_run import TrainingRun
+from support.training_run import TrainingRun, build_recorded
 from support.workers import Cluster
 
 # To add a data set: a function like `mnist_loader.prepare_data`, which returns a `support.data.DataSet`.
@@ -83,6 +86,12 @@ transition_pooling: one_of(("average", "max")) = by_dataset("average", cifar="ma
 stem: one_of(tuple(STEMS)) = by_dataset("3x3+pool", folder="7x7s2+pool")  # convolution before the first block
 stem_channels: integer(0, 4096) = by_dataset(16, cifar=64, folder=0)  # output channels of the stem; 0: 2k
 dropout_rate: number(0.0, 0.95) = 0.0  # share of activations zeroed after each convolution but the first
+norm_epsilon: number(1e-5, 0.1) = 1e-3  # ε of batch normalization, added to the variance
+
+# What was learned before; see docs/fine-tuning.md
+weights: path(optional=True, tensorflow=False) = ""  # start from: imagenet, a .h5 or .safetensors file, or another run
+train_only: one_of(("all", "last_block", "head")) = "all"  # the rest is frozen; last_block: with the classifier, head
+head_rate: number(0.001, 1000.0) = 1.0  # learning rate of the classifier, as a multiple of that of the other layers
 
 # Training
 optimizer: one_of(("adam", "momentum", "sgd")) = "adam"  # momentum: the paper's, brings 300 epochs of batches of 64
@@ -92,6 +101,8 @@ warmup: number(0.0, 0.9) = by_dataset(0.02, cifar=0.2, folder=0.2)  # share of t
 epsilon: number(1e-12, 1.0) = 1e-8  # Adam's, added to the denominator
 weight_decay: number(0.0, 1.0) = by_dataset(0.0, cifar=0.1, folder=0.1)  # Adam: decoupled (AdamW); momentum: L2
 label_smoothing: number(0.0, 0.9) = by_dataset(0.0, cifar=0.1, folder=0.1)  # share of a label spread over all classes
+class_weights: one_of(("none", "balanced")) = "none"  # balanced: the loss counts each class alike, however many images
+best_by: one_of(("accuracy", "balanced_accuracy", "loss")) = "accuracy"  # on validation, which chooses the checkpoint
 batch_size: integer(1, 65536) = by_dataset(100, digits=50, cifar=128, folder=32)  # images in a step, of all devices
 total_epochs: integer(1, 100000) = by_dataset(13, digits=30, cifar=46, folder=30)  # raise it to extend a finished run
 # auto: bfloat16 where the processor multiplies it itself, else float32; a run keeps what it began with.
@@ -108,6 +119,7 @@ worker_timeout: number(1.0, 100000.0) = 60.0  # seconds of silence after which a
 checkpoint: path() = "best"  # best: the best on validation, else the newest; or a checkpoint's path or name
 images: paths() = ()  # what mode=predict classifies: image files and folders of them
 json: path(optional=True, tensorflow=False) = ""  # a file for the answers of mode=predict
+heatmaps: path(optional=True, tensorflow=False) = ""  # mode=predict: a folder for pictures of what the answer is due to
 handwriting: boolean() = False  # mode=predict: make images of handwriting as MNIST's: white on black, cropped, centred
 
 # What a run writes; paths are relative to where the command is run
@@ -123,13 +135,14 @@ test_every_epoch: boolean() = False  # test after every epoch, for plotting only
 IDENTIFYING = (
     "dataset", "validation_size", "image_size", "augmentation", "crop_area", "shift", "rotation", "flip", "cutout",
     "flip_average", "shift_average", "network", "blocks", "growth_k", "bottleneck", "compression",
-    "transition_channels", "transition_pooling", "stem", "stem_channels", "dropout_rate", "optimizer",
-    "init_learning_rate", "schedule", "warmup", "epsilon", "weight_decay", "label_smoothing", "batch_size",
-    "precision", "seed", "sync_batch_norm")
+    "transition_channels", "transition_pooling", "stem", "stem_channels", "dropout_rate", "norm_epsilon", "weights",
+    "train_only", "head_rate", "optimizer", "init_learning_rate", "schedule", "warmup", "epsilon", "weight_decay",
+    "label_smoothing", "class_weights", "best_by", "batch_size", "precision", "seed", "sync_batch_norm")
 
 
 class DenseNet:
-    """The network. `model` is its output: logits [N, class_num].
+    """The network. `model` is its output, logits [N, class_num]; global average pooling reads `features` [N, H, W, C]
+    and gives `embedding` [N, C].
 
     Args:
         x: normalized images [N, H, W, C], floating point; activations are of its type.
@@ -138,7 +151,7 @@ class DenseNet:
         training: a Python bool or a bool tensor.
         class_num: number of classes.
         bottleneck, compression, transition_channels, transition_pooling, stem, stem_channels, dropout_rate,
-            memory_efficient: as the hyperparameters of these names.
+            norm_epsilon, train_only, memory_efficient: as the hyperparameters of these names.
         shared: a `support.batch_statistics.SharedStatistics`, by which the layers share batch statistics. None: each
             batch normalization computes its own.
     Raises:
@@ -147,13 +160,13 @@ class DenseNet:
 
     def __init__(self, x, blocks, growth_k, training, *, class_num=10, bottleneck=True, compression=0.5,
                  transition_channels=0, transition_pooling="average", stem="3x3", stem_channels=0, dropout_rate=0.0,
-                 memory_efficient=False, shared=None):
-        self.blocks, self.growth_k, self.training, self.class_num = tuple(blocks), growth_k, training, class_num
+                 norm_epsilon=1e-3, train_only="all", memory_efficient=False, shared=None):
+        self.blocks, self.growth_k, self.class_num = tuple(blocks), growth_k, class_num
         self.bottleneck, self.dropout_rate = bottleneck, dropout_rate
         self.compression, self.transition_channels = compression, transition_channels
-        self.transition_pooling = transition_pooling
-        self.stem, self.stem_channels = stem, stem_channels or 2 * growth_k
-        self.memory_efficient, self.shared = memory_efficient, shared
+        self.transition_pooling, self.stem, self.stem_channels = transition_pooling, stem, stem_channels or 2 * growth_k
+        self.norm_epsilon, self.memory_efficient, self.train_only = norm_epsilon, memory_efficient, train_only
+        self._in_training = training, shared
         self.input_size = "%sx%s" % tuple(x.shape[1:3])
         self.model = self.Dense_net(x)
 
@@ -190,8 +203,9 @@ class DenseNet:
 
     def Dense_net(self, input_x):
         """Stem, dense blocks with transitions between them, global average pooling, classifier."""
-        kernel, stride, normalized, pool_padding = STEMS[self.stem]
-        x = conv_layer(input_x, self.stem_channels, kernel, stride, layer_name="conv0")
+        self._frozen_unless(self.train_only == "all")
+        kernel, stride, padding, normalized, pool_padding = STEMS[self.stem]
+        x = conv_layer(input_x, self.stem_channels, kernel, stride, layer_name="conv0", padding=padding)
         if normalized:
             x = self._norm_relu(x, "batch0")
         if pool_padding:
@@ -201,19 +215,24 @@ class DenseNet:
         for i, nb_layers in enumerate(self.blocks[:-1]):
             x = self.dense_block(x, nb_layers, layer_name="dense_%d" % i)
             x = self.transition_layer(x, scope="trans_%d" % i)
+        self._frozen_unless(self.train_only != "head")
         x = self.dense_block(x, self.blocks[-1], layer_name="dense_final")
 
-        x = self._norm_relu(x, "linear_batch")
-        x = Global_Average_Pooling(tf.cast(x, tf.float32))  # [N, C]
-        return Linear(x, class_num=self.class_num)
+        self.features = self._norm_relu(x, "linear_batch")
+        self.embedding = Global_Average_Pooling(tf.cast(self.features, tf.float32))  # [N, C]
+        return Linear(self.embedding, class_num=self.class_num)
+
+    def _frozen_unless(self, trained):
+        """The layers from here on are trained, or computed as in inference, so that their statistics stand still."""
+        self.training, self.shared = self._in_training if trained else (False, None)
 
     def _norm_relu(self, x, scope, memory_efficient=False):
-        return Batch_Normalization(x, self.training, scope, relu=True, shared=self.shared,
+        return Batch_Normalization(x, self.training, scope, relu=True, epsilon=self.norm_epsilon, shared=self.shared,
                                    memory_efficient=memory_efficient)
 
     def _drop_out(self, x, scope):
-        replica_index = self.shared.replica.index if self.shared else 0
-        return Drop_out(x, self.dropout_rate, self.training, scope=scope, replica_index=replica_index)
+        return Drop_out(x, self.dropout_rate, self.training, scope=scope,
+                        replica_index=self.shared.replica.index if self.shared else 0)
 
     def _require_side(self, x, pool_size, scope):
         if min(int(x.shape[1]), int(x.shape[2])) < pool_size:
@@ -239,64 +258,64 @@ def learning_rate(step, total_steps, config):
     }[config.schedule]
 
 
-def loss_of(logits, labels, smoothing=0.0):
+def loss_of(logits, labels, smoothing=0.0, class_weights=None):
     """Each image's cross entropy [N]. `smoothing`: Szegedy et al. 2016 (arXiv 1512.00567), section 7."""
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     if smoothing:
         losses = (1 - smoothing) * losses - smoothing * tf.reduce_mean(tf.nn.log_softmax(logits), 1)
-    return losses
+    return losses if class_weights is None else losses * tf.gather(class_weights, labels)
 
 
-def logits_of(images, config, class_num, training, shared=None):
-    """The logits [N, class_num] of normalized images [N, H, W, C], by the network that the hyperparameters describe."""
-    return DenseNet(
-        tf.cast(images, config.precision), config.blocks, config.growth_k, training, class_num=class_num,
-        bottleneck=config.bottleneck, compression=config.compression, transition_channels=config.transition_channels,
-        transition_pooling=config.transition_pooling, stem=config.stem, stem_channels=config.stem_channels,
-        dropout_rate=config.dropout_rate, memory_efficient=config.memory_efficient, shared=shared).model
+def network_of(images, config, class_num, training, shared=None):
+    """The DenseNet that the hyperparameters describe, on normalized images [N, H, W, C]."""
+    named = {name: getattr(config, name) for name in inspect.signature(DenseNet).parameters if hasattr(config, name)}
+    return DenseNet(tf.cast(images, config.precision), training=training, class_num=class_num, shared=shared, **named)
 
 
 def inference(images, config, class_num):
-    """The logits [N, class_num] after training: by the moving averages, and the mean over the views of each image."""
+    """The network after training, by the moving averages, on normalized images [N, H, W, C].
+
+    Returns the DenseNet's logits, features and embedding, each the mean over the views of an image.
+    """
     views = views_of(images, config.flip_average, config.shift_average)
     with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-        logits = logits_of(tf.concat(views, 0), config, class_num, training=False)
-    return tf.add_n(tf.split(logits, len(views))) / len(views)
+        net = network_of(tf.concat(views, 0), config, class_num, training=False)
+    logits, embedding = (tf.add_n(tf.split(x, len(views))) / len(views) for x in (net.model, net.embedding))
+    features = mean_over_views(net.features, len(views), config.flip_average)
+    return types.SimpleNamespace(logits=logits, embedding=embedding, features=features)
 
 
 def build_evaluation(images, labels, config, class_num, cluster):
-    """The part of the graph that `evaluate_split` runs: losses, predicted classes, their probabilities, each [N]."""
-    logits = []
+    """The part of the graph that `evaluate_split` runs: see `support.evaluation.outputs_of`."""
+    parts = []
     for replica, part in zip(cluster.replicas, cluster.split(images)):
         with tf.device(replica.device):
-            logits.append(inference(part, config, class_num))
-    logits = tf.concat(logits, 0)
+            parts.append(inference(part, config, class_num))
     with tf.name_scope("evaluation"):
-        return types.SimpleNamespace(images=images, labels=labels, losses=loss_of(logits, labels),
-                                     predicted=tf.argmax(logits, 1),
-                                     probabilities=tf.reduce_max(tf.nn.softmax(logits), 1))
+        return outputs_of(images, labels, parts, loss_of)
 
 
-def build_training(images, labels, rate, stop_request, config, class_num, cluster):
+def build_training(images, labels, rate, stop_request, config, data, cluster):
     """The training step: (operation, loss, accuracy, stop), the last three as means over all replicas.
 
     Each replica computes loss and gradients of its part of the batch; one optimizer step takes the mean gradients.
     `stop` is not 0 where any worker was asked to stop: so all workers stop after the same step.
     """
     optimizer = optimizer_of(config, rate)
+    class_weights = class_weights_of(data, config.class_weights)
     values = []  # of each replica: the tensors whose means are taken
     for replica, its_images, its_labels in zip(cluster.replicas, cluster.split(images), cluster.split(labels)):
         with replica.scope():
             shared = SharedStatistics(replica)
-            logits = logits_of(its_images, config, class_num, True, shared)
+            logits = network_of(its_images, config, len(data.class_names), True, shared).model
             with tf.name_scope("loss"):
-                cost = tf.reduce_mean(loss_of(logits, its_labels, config.label_smoothing))
+                cost = tf.reduce_mean(loss_of(logits, its_labels, config.label_smoothing, class_weights))
             with tf.name_scope("accuracy"):
                 accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1), its_labels), tf.float32))
             gradients, variables = zip(*optimizer.compute_gradients(
-                cost, gate_gradients=tf.train.Optimizer.GATE_NONE))  # gating would also compute those of the images
-            moving, means, variances = zip(*shared.collected)  # the variables in `moving` are those of all replicas
-            values.append([cost, accuracy, stop_request, *gradients, tf.concat(means, 0), tf.concat(variances, 0)])
+                cost, trained_variables(config.train_only), gate_gradients=tf.train.Optimizer.GATE_NONE))
+            moving, mean, variance = shared.collected()  # the variables in `moving` are those of all replicas
+            values.append([cost, accuracy, stop_request, *gradients, mean, variance])
     cost, accuracy, stop, *gradients, mean, variance = cluster.mean(values)
     with tf.name_scope("optimizer"):
         train = optimizer.apply_gradients(list(zip(gradients, variables)))
@@ -308,10 +327,8 @@ def build_training(images, labels, rate, stop_request, config, class_num, cluste
 
 
 def build_graph(data, config, cluster=None):
-    """Builds placeholders, training step and evaluation in the default graph; returns its tensors by name.
-
-    `cluster`: the processes and devices that train; None: one device.
-    """
+    """Builds placeholders, training step and evaluation in the default graph; returns its tensors by name. `cluster`:
+    the processes and devices that train; None: one device."""
     cluster = cluster or Cluster(config.batch_size, devices=1)
     tf.set_random_seed(config.seed)  # ops.py derives initial weights and dropout masks from it
     batch_size = cluster.share.stop - cluster.share.start  # of this process
@@ -321,27 +338,19 @@ def build_graph(data, config, cluster=None):
     rate = tf.placeholder(tf.float32, [], "learning_rate")
     stop_request = tf.placeholder_with_default(tf.constant(0.0), [], "stop_request")
     global_step = tf.train.get_or_create_global_step()
-    train, cost, accuracy, stop = build_training(images, labels, rate, stop_request, config, class_num, cluster)
-    with tf.name_scope("histograms"):
-        histograms = build_histograms()
+    train, cost, accuracy, stop = build_training(images, labels, rate, stop_request, config, data, cluster)
+    histograms = build_histograms()
     with tf.name_scope("inference"):
         one_view = types.SimpleNamespace(**dict(vars(config), flip_average=False, shift_average=0))
         validation = test = build_evaluation(images, labels, one_view, class_num, cluster)
         if config.flip_average or config.shift_average:
             test = build_evaluation(images, labels, config, class_num, cluster)
-
-    # Saved with the weights: a resumed run knows the best accuracy so far, and inference normalizes images alike.
-    best_accuracy = tf.get_variable("best_accuracy", [], tf.float64, tf.zeros_initializer(), trainable=False)
-    new_best = tf.placeholder(tf.float64, [], "new_best")
-    with tf.variable_scope("normalization"):
-        tf.get_variable("mean", initializer=data.mean, trainable=False)
-        tf.get_variable("deviation", initializer=data.deviation, trainable=False)
+    recorded = build_recorded(data.mean, data.deviation)
     cluster.build_agreement()
     return types.SimpleNamespace(
         images=images, labels=labels, rate=rate, stop_request=stop_request, global_step=global_step, train=train,
         cost=cost, accuracy=accuracy, stop=stop, histograms=histograms, validation=validation, test=test,
-        best_accuracy=best_accuracy, new_best=new_best, set_best=best_accuracy.assign(new_best),
-        initialize=tf.global_variables_initializer(),
+        recorded=recorded, initialize=tf.global_variables_initializer(),
         parameters=sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables()))
 
 
@@ -352,25 +361,17 @@ def choose(arguments=(), **overrides):
 
 def prepare_data(config):
     """The data set of the run, and the run's hyperparameters: those of `digits` where that stands in for MNIST."""
-    of_a_folder = image_folder.options(config) if config.dataset == "folder" else {}
     try:
-        return DATASETS[config.dataset](config.data_dir, config.validation_size, **of_a_folder), config
+        return DATASETS[config.dataset](config.data_dir, config.validation_size, **image_folder.options(config)), config
     except Unavailable as error:
-        if config.dataset != "mnist" or not config.digits_stand_in or {"dataset", "data_dir"} & set(config.given):
-            raise
-        say("%s. Training on scikit-learn's small digits instead (digits_stand_in=False to stop here)." % error)
-        config = choose(**dict(config.given, dataset="digits"))
-        config.origins["dataset"] = "digits_stand_in"
-        return prepare_data(config)
+        return prepare_data(configuration.stand_in(choose, config, error))
 
 
 def train(arguments=(), **overrides):
-    """Trains a run to its end, from its newest checkpoint where there is one, and tests it once.
+    """Trains a run to its end, from its newest checkpoint where there is one, and tests it once. `arguments`:
+    hyperparameters as on the command line; `overrides`: as values. Returns the content of the run's result.json; None
+    in a worker that is not the chief.
 
-    Args:
-        arguments: hyperparameters as on the command line; `overrides`: hyperparameters as values.
-    Returns:
-        the content of the run's result.json; None in a worker that is not the chief.
     Raises:
         UserError: bad hyperparameters, data or run directory; a loss that is not finite.
         support.interruption.Stopped: Ctrl-C, SIGTERM or a like signal; the run is saved.
@@ -387,9 +388,7 @@ def train(arguments=(), **overrides):
 
 def train_epoch(sess, net, batches, step, config, run):
     """Trains on an epoch's batches from step `step` on; returns the step after them, and whether a worker must stop.
-
-    Ctrl-C and SIGTERM set a flag (support/interruption.py); `run` looks at it after each step.
-    """
+    Ctrl-C and SIGTERM set a flag (support/interruption.py); `run` looks at it after each step."""
     for images, labels in batches:
         rate = learning_rate(step, run.total_steps, config)
         _, loss, accuracy, stop = sess.run(
@@ -410,8 +409,8 @@ def training_loop(sess, net, data, config, run):
     step = run.begin(sess)
     while step < run.total_steps:
         epoch, first_batch = divmod(step, run.steps_per_epoch)
-        batches = prefetched(training_batches(data, config, epoch, first_batch, run.cluster.share))
-        with contextlib.closing(batches):
+        with contextlib.closing(prefetched(
+                training_batches(data, config, epoch, first_batch, run.cluster.share))) as batches:
             step, stop = train_epoch(sess, net, batches, step, config, run)
         if len(data.validation):
             run.evaluated(sess, "validation", step,
@@ -423,7 +422,7 @@ def training_loop(sess, net, data, config, run):
         run.end_if_asked(sess, step, stop)
     if not run.finished:
         run.restore_best(sess)
-        run.finish(sess, step, evaluate_split(sess, net.test, data.test, data, run.cluster))
+        run.finish(sess, step, evaluate_split(sess, net.test, data.test, data, run.cluster, embed=True))
 
 
 def evaluate(arguments=(), **overrides):

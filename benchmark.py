@@ -36,6 +36,7 @@ network: one_of(("all",) + NAMES) = "all"  # all: a row for each of mnist, bc40,
 blocks: integers(0, 256, most=8) = (0,)  # layers in each dense block; 0: the network's own
 precision: one_of(PRECISIONS) = "float32"  # of activations and products
 memory_efficient: boolean() = False  # recompute activations in the backward pass to save memory
+train_only: settings.declared(Densenet)["train_only"] = "all"  # as in Densenet.py; but for all, GFLOP/s are of one pass
 devices: settings.declared(Densenet)["devices"] = 0  # replicas that share each batch; 0: as in Densenet.py
 batch_size: integer(0, 65536) = 0  # images in a step; 0: 100 for MNIST, 64 for 32x32 images, 16 for 224x224
 steps: integer(1, 100000) = 10  # timed steps of training, and of inference
@@ -45,13 +46,13 @@ WARM_UP_STEPS = 3  # the first one chooses kernels
 PEAK_SIDE = 2048  # of the square matrices whose product shows what the machine can do
 
 
-def measure(network, blocks, precision, memory_efficient, devices, batch_size, steps):
+def measure(network, blocks, precision, memory_efficient, train_only, devices, batch_size, steps):
     """The row of one network, measured in this process: {key: value}, as in the JSON file."""
     network_name = BENCHMARKED.get(network, network)
     image_shape, class_num, usual_batch_size = synthetic_task(network_name)
     config = Densenet.choose(dataset="mnist" if image_shape[2] == 1 else "cifar10", network=network_name,
                              blocks=blocks if all(blocks) else NETWORKS[network_name]["blocks"], precision=precision,
-                             memory_efficient=memory_efficient, devices=devices,
+                             memory_efficient=memory_efficient, train_only=train_only, devices=devices,
                              batch_size=batch_size or usual_batch_size, flip_average=False, shift_average=0,  # one view
                              weight_decay=0.0, label_smoothing=0.0)  # plain Adam, to compare with other programs
     random = np.random.RandomState(0)
@@ -76,12 +77,14 @@ def measure(network, blocks, precision, memory_efficient, devices, batch_size, s
         parameters = net.parameters
     forward = multiply_adds(config, image_shape, class_num)
     run = multiply_adds(config, image_shape, class_num, run=True)
-    gflops = 6 * run * config.batch_size / training / 1e9  # the gradients: twice forward
+    passes = 3 if train_only == "all" else 1  # the gradients of all layers cost two passes
+    gflops = 2 * passes * run * config.batch_size / training / 1e9
     return {
         "network": network,
         "blocks": config.blocks,
         "precision": precision,
         "memory_efficient": memory_efficient,
+        "train_only": train_only,
         "devices": cluster.devices,
         "batch_size": config.batch_size,
         "parameters": parameters,

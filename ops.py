@@ -11,6 +11,8 @@ import zlib
 import tensorflow.compat.v1 as tf
 
 from support.batch_statistics import (
+    EPSILON,
+    Form,
     MovingStatistics,
     advance_moving_statistics,
     mapped,
@@ -23,24 +25,33 @@ from support.tflearn_pooling import global_average_pooling
 tf.logging.set_verbosity(tf.logging.ERROR)  # TensorFlow warns of deprecated names
 
 
-def conv_layer(x, filter, kernel, stride=1, layer_name="conv"):
-    """Convolution with SAME padding and without bias (batch normalization follows).
+def conv_layer(x, filter, kernel, stride=1, layer_name="conv", *, padding="SAME"):
+    """Convolution without bias (batch normalization follows).
 
     Args:
         x: [N, H, W, C], floating point, or a `support.batch_statistics.Recomputed`. The weights are float32.
         filter: number of output channels.
         kernel: side of the kernel, or [height, width].
+        padding: TensorFlow's rule, or the number of zeros to add on every side.
     Returns:
-        [N, ceil(H / stride), ceil(W / stride), filter], of x's type.
+        [N, ceil(H / stride), ceil(W / stride), filter] with SAME padding, of x's type.
     """
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
     with tf.variable_scope(layer_name):
         shape = [height, width, int(x.shape[-1]), filter]
         weights = _variable("kernel", shape, _he_normal("kernel", fan_in=height * width * shape[2]))
-        return product_of(x, tf.cast(weights, x.dtype), lambda x, weights: _convolution(x, weights, stride))
+        return product_of(x, tf.cast(weights, x.dtype),
+                          lambda x, weights: _convolution(*_padded(x, padding), weights, stride))
 
 
-def _convolution(x, weights, stride):
+def _padded(x, padding):
+    """(x with that number of zeros on every side, VALID); for one of TensorFlow's rules (x, the rule)."""
+    if isinstance(padding, str):
+        return x, padding
+    return tf.pad(x, [[0, 0], [padding, padding], [padding, padding], [0, 0]]), "VALID"
+
+
+def _convolution(x, padding, weights, stride):
     height, width, channels, filters = weights.shape.as_list()
     rows, columns = (int(side) for side in x.shape[1:3])
     # Where only the centre of the kernel meets the image, a matrix product computes the same, faster on a CPU.
@@ -48,15 +59,15 @@ def _convolution(x, weights, stride):
         centre = tf.reshape(weights, [channels, filters]) if height == width == 1 else weights[height // 2, width // 2]
         product = tf.matmul(tf.reshape(x, [-1, channels]), centre)
         return tf.reshape(product, [-1, rows, columns, filters])
-    return tf.nn.conv2d(x, weights, strides=[1, stride, stride, 1], padding="SAME")
+    return tf.nn.conv2d(x, weights, strides=[1, stride, stride, 1], padding=padding)
 
 
-def Batch_Normalization(x, training, scope, *, relu=False, shared=None, memory_efficient=False):
+def Batch_Normalization(x, training, scope, *, relu=False, epsilon=EPSILON, shared=None, memory_efficient=False):
     """Batch normalization (Ioffe & Szegedy 2015, arXiv 1502.03167) with a zero-debiased moving mean.
 
     Computes what TensorFlow 1.15's `tf.contrib.layers.batch_norm` computes with decay=0.9, center=True, scale=True,
     zero_debias_moving_mean=True and updates_collections=None. With the batch's mean μ, its variance σ² (biased) and
-    s² (unbiased), and ε = 0.001:
+    s² (unbiased), and ε:
 
         training:   y = gamma · (x - μ) / √(σ² + ε) + beta
                     local_step += 1; biased += 0.1 · (μ - biased); moving_mean = biased / (1 - 0.9 ^ local_step)
@@ -70,6 +81,7 @@ def Batch_Normalization(x, training, scope, *, relu=False, shared=None, memory_e
         x: [N, H, W, C], floating point; statistics are float32.
         training: a Python bool or a bool tensor.
         relu: whether the output is rectified, in the same pass over memory.
+        epsilon: ε. TensorFlow's kernel takes at least 1.001e-5 and computes with that for less.
         shared: the `support.batch_statistics.SharedStatistics` of the network; used only where `training` is True.
         memory_efficient: whether the output is recomputed in the backward pass; used only with `shared`.
     Returns:
@@ -84,18 +96,18 @@ def Batch_Normalization(x, training, scope, *, relu=False, shared=None, memory_e
         with tf.variable_scope("moving_mean"):
             biased = _variable("biased", shape, tf.zeros_initializer(), trainable=False)
             local_step = _variable("local_step", [], tf.zeros_initializer(), trainable=False)
-        moving = MovingStatistics(moving_mean, moving_variance, biased, local_step)
+        moving, form = MovingStatistics(moving_mean, moving_variance, biased, local_step), Form(relu, epsilon)
 
         def by_batch():
-            y, mean, variance = normalized_by_batch(x, gamma, beta, relu)
+            y, mean, variance = normalized_by_batch(x, gamma, beta, form)
             with tf.control_dependencies(advance_moving_statistics([moving], mean, variance)):
                 return tf.identity(y)
 
         def by_moving_averages():
-            return normalized(x, moving_mean, moving_variance, gamma, beta, relu, training=False)
+            return normalized(x, moving_mean, moving_variance, gamma, beta, form, training=False)
 
         if training is True and shared is not None:
-            return shared.normalize(x, gamma, beta, moving, relu, memory_efficient)
+            return shared.normalize(x, gamma, beta, moving, form, memory_efficient)
         if isinstance(training, bool):
             return by_batch() if training else by_moving_averages()
         return tf.cond(training, by_batch, by_moving_averages)
@@ -139,7 +151,11 @@ def Average_pooling(x, pool_size=(2, 2), stride=2, padding="VALID"):
 
 
 def Max_Pooling(x, pool_size=(3, 3), stride=2, padding="VALID"):
-    """The maximum of each window: by default [N, H, W, C] to [N, (H - 1) // 2, (W - 1) // 2, C]."""
+    """The maximum of each window: by default [N, H, W, C] to [N, (H - 1) // 2, (W - 1) // 2, C].
+
+    `padding`: TensorFlow's rule, or the number of zeros to add on every side of an x without negative values.
+    """
+    x, padding = _padded(x, padding)
     return tf.nn.max_pool2d(x, pool_size, stride, padding)
 
 

@@ -3,6 +3,7 @@
     settings            how a hyperparameter is declared, checked, overridden and shown
     configuration       which value each has in a run, where it comes from, and what the run is called
     networks            which networks have a name, and what a network costs
+    pretrained          which trained weights a run can start from, and how they are read
     optimizers          Adam with weight decay, momentum, and the paper's recipe
     batch_statistics    how layers share batch statistics; recomputation; compiled passes
     tflearn_pooling     how tflearn's pooling is used without its side effects
@@ -24,7 +25,9 @@
     tensorboard         what TensorBoard gets
     interruption        how a signal stops a run
     evaluation          how a network is evaluated, and the metrics
-    pictures            confusion matrix and mistakes as pictures
+    pictures            confusion matrix, mistakes, heat maps and feature reuse as pictures
+    explanations        what an answer is due to: class activation maps, feature reuse
+    projector           how embeddings get into TensorBoard's projector
     modes               how a trained run is found, evaluated and exported
     prediction          how image files are classified
     appearance          whether an image looks like the training images; handwriting

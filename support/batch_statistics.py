@@ -34,13 +34,15 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 DECAY = 0.9
-EPSILON = 0.001
+EPSILON = 0.001  # ε, unless a network has another one
 TYPES_WITH_FAST_KERNELS = (tf.float32, tf.float16)
 COMPILED_FROM = 2 ** 17  # elements: the smallest tensor whose element-wise work XLA compiles
 
 # The variables of one batch normalization that follow the batches: the moving averages of mean and variance, the mean
 # before its bias to 0 is removed, and the number of batches seen.
 MovingStatistics = collections.namedtuple("MovingStatistics", "mean variance biased local_step")
+# How a batch normalization ends: whether it is rectified, and its ε.
+Form = collections.namedtuple("Form", "relu epsilon")
 
 
 def advance_moving_statistics(moving, mean, variance):
@@ -52,6 +54,8 @@ def advance_moving_statistics(moving, mean, variance):
     Returns:
         a list of operations.
     """
+    if not moving:
+        return []
     channels = [int(each.mean.shape[0]) for each in moving]
     steps = tf.stack([each.local_step for each in moving]) + 1
     old_biased = tf.concat([each.biased for each in moving], 0)
@@ -71,13 +75,11 @@ class SharedStatistics:
     Args:
         replica: the `support.replicas.Replica` that computes the network. Where its `sync_batch_norm` is set, the
             statistics are those of the whole batch, over all replicas.
-    Attributes:
-        collected: [(MovingStatistics, mean, variance)] of each batch normalization, in the order of the graph.
     """
 
     def __init__(self, replica):
         self.replica = replica
-        self.collected = []
+        self._collected = []  # (MovingStatistics, mean, variance) of each batch normalization
         self._parts = {}  # name of a concatenation: its parts
         self._statistics = {}  # name of a tensor: (mean, variance)
         self._copies = {}  # name of a tensor: the copy that the next operation reads
@@ -89,32 +91,39 @@ class SharedStatistics:
         self._parts[x.name] = layers
         return x
 
-    def normalize(self, x, gamma, beta, moving, relu, memory_efficient=False):
+    def normalize(self, x, gamma, beta, moving, form, memory_efficient=False):
         """Normalizes x by the batch, and collects the statistics for `moving`.
 
         Args:
             x: [N, H, W, C].
             gamma, beta: scale and offset, float32 [C].
-            relu: whether the result is rectified.
+            form: a Form.
             memory_efficient: whether x, if it is a concatenation, and the result are recomputed in the backward pass.
         Returns:
             [N, H, W, C]; with `memory_efficient` a `Recomputed`.
         """
         if x.name not in self._parts and not self.replica.sync_batch_norm:
-            y, mean, variance = normalized_by_batch(x, gamma, beta, relu)
+            y, mean, variance = normalized_by_batch(x, gamma, beta, form)
             if memory_efficient:
-                y = _recomputed(x, y, gamma, beta, relu)
+                y = _recomputed(x, y, gamma, beta, form)
         else:
             mean, variance = self._measured(x)
             if memory_efficient:
-                y = self._recomputed_concatenation(x, mean, variance, gamma, beta, relu)
+                y = self._recomputed_concatenation(x, mean, variance, gamma, beta, form)
             else:
-                y, copy = _normalized_concatenation(self._latest_parts(x), mean, variance, gamma, beta, relu)
+                y, copy = _normalized_concatenation(self._latest_parts(x), mean, variance, gamma, beta, form)
                 self._set_copy(x, copy, mean, variance)
             count = _count(x) * (self.replica.count if self.replica.sync_batch_norm else 1)
             variance *= _bessel(count)
-        self.collected.append((moving, mean, variance))
+        self._collected.append((moving, mean, variance))
         return y
+
+    def collected(self):
+        """([MovingStatistics], means, variances) of all batch normalizations; the last two float32 [their channels]."""
+        if not self._collected:  # all layers are frozen
+            return [], tf.zeros([0]), tf.zeros([0])
+        moving, means, variances = zip(*self._collected)
+        return moving, tf.concat(means, 0), tf.concat(variances, 0)
 
     def latest(self, x):
         """The copy of x that the next operation is to read, or x."""
@@ -152,7 +161,7 @@ class SharedStatistics:
             self._set_copy(x, copy, mean, variance)
         return self._statistics[x.name]
 
-    def _recomputed_concatenation(self, x, mean, variance, gamma, beta, relu):
+    def _recomputed_concatenation(self, x, mean, variance, gamma, beta, form):
         """A Recomputed of x, a concatenation: neither x nor its normalization is kept."""
         def fed_into(product, weights):
             @tf.custom_gradient
@@ -163,12 +172,12 @@ class SharedStatistics:
                     with tf.control_dependencies([dproduct]):  # not before the backward pass needs it
                         # Some parts are concatenations themselves, which are not kept.
                         again = tf.concat(self._leaves(x), axis=3)
-                    y = normalized(again, mean, variance, gamma, beta, relu)
+                    y = normalized(again, mean, variance, gamma, beta, form)
                     dy, dweights = tf.gradients(product(y, weights), [y, weights], dproduct)
-                    through, *others = _normalization_gradients(again, y, mean, variance, gamma, relu, dy)
+                    through, *others = _normalization_gradients(again, y, mean, variance, gamma, form, dy)
                     return others + [dweights] + _gradients_of_parts(through, dx, parts)
 
-                return (product(normalized(joined, mean, variance, gamma, beta, relu), weights), joined), gradient
+                return (product(normalized(joined, mean, variance, gamma, beta, form), weights), joined), gradient
 
             output, copy = function(mean, variance, gamma, beta, weights, *self._latest_parts(x))
             self._set_copy(x, copy, mean, variance)
@@ -204,25 +213,25 @@ def mapped(x, function):
         lambda y, weights: product(function(y), weights), weights))
 
 
-def normalized_by_batch(x, gamma, beta, relu=False):
-    """(normalized x, rectified if `relu`; the batch's mean [C]; its unbiased variance [C]), by TensorFlow's kernel."""
-    y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=EPSILON)
-    return tf.nn.relu(y) if relu else y, mean, variance
+def normalized_by_batch(x, gamma, beta, form):
+    """(normalized x; the batch's mean [C]; its unbiased variance [C]), by TensorFlow's kernel. `form`: a Form."""
+    y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=form.epsilon)
+    return tf.nn.relu(y) if form.relu else y, mean, variance
 
 
-def normalized(x, mean, variance, gamma, beta, relu=False, training=True):
-    """gamma · (x - mean) / √(variance + ε) + beta, rectified if `relu`, in the faster of two ways: see `_is_fast`."""
+def normalized(x, mean, variance, gamma, beta, form, training=True):
+    """gamma · (x - mean) / √(variance + ε) + beta, ended by a Form, in the faster of two ways: see `_is_fast`."""
     if _is_fast(x, training):
-        y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=EPSILON, is_training=False)
-        return tf.nn.relu(y) if relu else y
+        y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=form.epsilon, is_training=False)
+        return tf.nn.relu(y) if form.relu else y
     # Variables are read here, outside: XLA ends a compiled pass where it reads a variable of another device.
     mean, variance, gamma, beta = map(tf.convert_to_tensor, (mean, variance, gamma, beta))
     with _compiled(x):
-        y = (tf.cast(x, tf.float32) - mean) * (gamma * tf.rsqrt(variance + EPSILON)) + beta
-        return tf.cast(tf.nn.relu(y) if relu else y, x.dtype)
+        y = (tf.cast(x, tf.float32) - mean) * (gamma * tf.rsqrt(variance + form.epsilon)) + beta
+        return tf.cast(tf.nn.relu(y) if form.relu else y, x.dtype)
 
 
-def _recomputed(x, y, gamma, beta, relu):
+def _recomputed(x, y, gamma, beta, form):
     """A Recomputed of y, which is the result of `normalized_by_batch`: y is not kept."""
     def fed_into(product, weights):
         @tf.custom_gradient
@@ -230,7 +239,7 @@ def _recomputed(x, y, gamma, beta, relu):
             def gradient(dproduct):
                 with tf.control_dependencies([dproduct]):  # not before the backward pass needs it
                     again = [tf.identity(argument) for argument in arguments]
-                y, _, _ = normalized_by_batch(*again[:3], relu=relu)
+                y, _, _ = normalized_by_batch(*again[:3], form)
                 return [None] + tf.gradients(product(y, again[3]), again, dproduct)
 
             return product(y, arguments[3]), gradient
@@ -258,20 +267,20 @@ def _statistics(x):
         # dx + 2 (x - mean) dvariance / n + dmean / n. The last two terms are a normalization, by a variance of 1 - ε.
         unit = tf.fill(mean.shape, 1.0 - EPSILON)
         with _compiled(x):
-            return dx + normalized(x, mean, unit, 2 * dvariance / count, dmean / count)
+            return dx + normalized(x, mean, unit, 2 * dvariance / count, dmean / count, Form(False, EPSILON))
 
     return (tf.identity(x), mean, variance), gradient
 
 
-def _normalized_concatenation(parts, mean, variance, gamma, beta, relu):
-    """(the normalized concatenation of the parts, rectified if `relu`; the concatenation itself)."""
+def _normalized_concatenation(parts, mean, variance, gamma, beta, form):
+    """(the normalized concatenation of the parts, ended by a Form; the concatenation itself)."""
     @tf.custom_gradient
     def function(mean, variance, gamma, beta, *parts):
         x = tf.concat(parts, axis=3)
-        y = normalized(x, mean, variance, gamma, beta, relu)
+        y = normalized(x, mean, variance, gamma, beta, form)
 
         def gradient(dy, dx):
-            through, *others = _normalization_gradients(x, y, mean, variance, gamma, relu, dy)
+            through, *others = _normalization_gradients(x, y, mean, variance, gamma, form, dy)
             return others + _gradients_of_parts(through, dx, parts)
 
         return (y, x), gradient
@@ -286,22 +295,22 @@ def _gradients_of_parts(through, dx, parts):
     return tf.split(through, [int(part.shape[3]) for part in parts], axis=3)
 
 
-def _normalization_gradients(x, y, mean, variance, gamma, relu, dy):
+def _normalization_gradients(x, y, mean, variance, gamma, form, dy):
     """The gradients of x, mean, variance, gamma and beta, from the gradient dy of y = normalized(x, …).
 
     With x̂ = (x - mean) / √(variance + ε): dgamma = Σ dy · x̂, dbeta = Σ dy, dmean = -gamma / √(variance + ε) · dbeta,
     dvariance = -gamma / (2 (variance + ε)) · dgamma.
     """
-    inverse = tf.rsqrt(variance + EPSILON)
+    inverse = tf.rsqrt(variance + form.epsilon)
     if _is_fast(x):
-        if relu:
+        if form.relu:
             dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
         dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=dy, x=x, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
-            reserve_space_3=tf.zeros([0]), epsilon=EPSILON, is_training=False)
+            reserve_space_3=tf.zeros([0]), epsilon=form.epsilon, is_training=False)
     else:
         with _compiled(x):
-            if relu:
+            if form.relu:
                 dy = tf.where(y > 0, dy, tf.zeros_like(dy))
             wide_dy = tf.cast(dy, tf.float32)
             dx = tf.cast(wide_dy * (gamma * inverse), x.dtype)

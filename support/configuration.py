@@ -1,8 +1,9 @@
 """Which value does each setting of a run have, where does it come from, and what is the run called?
 
-From the weakest to the strongest: the constant's line for the data set, what a named network brings, what an optimizer
-brings, an edited constant, the command line. A constant counts as edited if it is not the one in shipped_defaults.json;
-tests/record.py writes that file from the constants before a version is published.
+From the weakest to the strongest: the constant's line for the data set, what `weights` bring of their network, what a
+named network brings, what an optimizer brings, the recipe for fine-tuning, an edited constant, the command line. A
+constant counts as edited if it is not the one in shipped_defaults.json; tests/record.py writes that file from the
+constants before a version is published.
 """
 
 import hashlib
@@ -11,12 +12,12 @@ import os
 import re
 import types
 
-from support import UserError, settings
+from support import UserError, pretrained, say, settings
 from support.networks import NETWORKS
-from support.optimizers import recipe_of
+from support.optimizers import FINE_TUNING, recipe_of
+from support.run_directory import FOLDER_ONLY
 
 LONGEST_NAME = 200  # bytes of a run's name; file systems take 255
-FOLDER_ONLY = ("image_size", "crop_area")  # settings without effect on data sets whose images have their own size
 
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "shipped_defaults.json")) as _file:
     SHIPPED = json.load(_file)
@@ -25,9 +26,11 @@ with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "shipped_defa
 # The settings that not every mode uses: {name: (the modes that use it, why the others do without)}. The rest describes
 # the training, and repeated in the other modes, it selects the run.
 USED_BY = {
-    "checkpoint": (("evaluate", "predict", "export"), "training resumes its own run by itself"),
+    "checkpoint": (("evaluate", "predict", "export"), "training resumes its own run by itself, and weights= "
+                   "starts a run from those of another"),
     "images": (("predict",), "the images to train or test on are those in data_dir"),
     "json": (("predict",), "the results of the other modes are in the run's directory"),
+    "heatmaps": (("predict",), "they show what the answers of mode=predict are due to"),
     "handwriting": (("predict",), "it changes the images that are to be classified"),
 }
 
@@ -63,7 +66,7 @@ HINTS = {settings.squashed(name): here for here, names in {
     "log_dir": "logs log_path tensorboard tensorboard_dir tb_dir summary_dir",
     "model_dir": "save_dir save_path output_dir out_dir checkpoint_dir ckpt_dir models_dir work_dir results_dir",
     "run_name": "name exp exp_name experiment experiment_name run tag",
-    "checkpoint": "ckpt ckpt_path checkpoint_path weights restore load model_path model_file snapshot",
+    "checkpoint": "ckpt ckpt_path checkpoint_path restore load model_path model_file snapshot",
     "images": "image img input inputs file files image_path image_file",
     "json": "output out output_file out_file predictions",
     "sync_batch_norm": "sync_bn",
@@ -83,7 +86,13 @@ HINTS = {settings.squashed(name): here for here, names in {
         "num_classes n_classes nb_classes class_num num_class classes channels in_channels mean std",
     "the same command again resumes a run that was stopped, and a larger total_epochs extends a finished one":
         "resume continue restart resume_from start_epoch",
-    "there are no weights of other trainings to begin with": "pretrained fine_tune",
+    "weights": "pretrained fine_tune finetune pretrained_weights init_weights transfer pretrained_model",
+    "train_only": "freeze frozen trainable freeze_backbone freeze_layers",
+    "class_weights": "class_weight balanced balance weighted",
+    "norm_epsilon": "bn_eps bn_epsilon batch_norm_epsilon norm_eps",
+    "heatmaps": "heatmap cam gradcam grad_cam saliency",
+    "best_by": "monitor metric best_metric",
+    "head_rate": "head_lr lr_mult classifier_lr",
     "batches are prepared by themselves during the steps, and several machines share a run through TF_CONFIG":
         "workers num_workers n_workers threads world_size rank local_rank",
     "training images are shuffled anew in each epoch": "shuffle",
@@ -106,6 +115,8 @@ def choose(module, arguments=(), caller=None, **overrides):
         `edited`: the names of the settings that are given, or whose constant is not the shipped one,
         `identifying`: the names of the settings that identify the run,
         `origins`: {name: where its value comes from} of the values that are not those of their constants,
+        `identities`: {name: what identifies its value}, where that is not the value,
+        `starting_point`: the `support.pretrained.StartingPoint` of `weights`; None without weights,
         `earlier_run_name`: how earlier versions named this run of dataset=folder; None elsewhere and if it has a name.
     Raises:
         UserError: an unknown name, a bad value, or a setting that the mode or the data set does not use.
@@ -123,11 +134,9 @@ def choose(module, arguments=(), caller=None, **overrides):
     own = {name: value for name, value in constants.items() if name in shipped and value != shipped[name]}
     own.update(given)
 
-    network, optimizer = own.get("network", shipped["network"]), own.get("optimizer", shipped["optimizer"])
-    sources = [("network=" + network, NETWORKS.get(network, {})),  # custom: brings nothing
-               ("optimizer=" + optimizer, recipe_of(optimizer, own.get("augmentation", shipped["augmentation"])))]
+    start = _starting_point(dict(constants, **given))
     brought = {name: (settings.check(name, value, kinds), source)
-               for source, values in sources for name, value in values.items()}
+               for source, values in _sources(dict(shipped, **own), start) for name, value in values.items()}
     usual = dict(shipped, **{name: value for name, (value, _) in brought.items()})
     values = dict(constants, **{name: value for name, (value, _) in brought.items() if name not in own})
     values.update(own)
@@ -137,7 +146,8 @@ def choose(module, arguments=(), caller=None, **overrides):
     if dataset != "folder" and ("image_size" in own or own.get("crop_area", 1.0) != 1.0):
         raise UserError("image_size and crop_area belong to dataset=folder, not to %s: leave them out" % dataset)
     identifying = [name for name in module.IDENTIFYING if dataset == "folder" or name not in FOLDER_ONLY]
-    changed = ["%s=%s" % (name, settings.shown(values[name])) for name in identifying
+    identities = {"weights": start.identity if start else ""}
+    changed = ["%s=%s" % (name, settings.shown(identities.get(name, values[name]))) for name in identifying
                if name in own and name != "dataset" and values[name] != usual[name]]
     earlier = None
     if not values["run_name"]:
@@ -145,7 +155,31 @@ def choose(module, arguments=(), caller=None, **overrides):
         values["run_name"] = _shortened("-".join([first] + changed))
         earlier = _shortened("-".join([dataset] + changed)) if dataset == "folder" else None
     return types.SimpleNamespace(given=given, edited=frozenset(own), origins=origins, identifying=identifying,
-                                 earlier_run_name=earlier, **values)
+                                 identities=identities, starting_point=start, earlier_run_name=earlier, **values)
+
+
+def _starting_point(values):
+    """The `support.pretrained.StartingPoint` that the setting `weights` names; None if it is empty."""
+    if not values["weights"]:
+        return None
+    return pretrained.look_up(values["weights"], values["model_dir"], values["network"])
+
+
+def _sources(own, start):
+    """[(where values come from, {name: value})], from the weakest to the strongest.
+
+    Args:
+        own: {name: value} of the data set's shipped values, and those given or edited instead.
+        start: see `_starting_point`.
+    """
+    network, optimizer = own["network"], own["optimizer"]
+    if start and network == "custom":
+        network = start.settings.get("network", network)
+    sources = [("network=" + network, NETWORKS.get(network, {})),  # custom: brings nothing
+               ("optimizer=" + optimizer, recipe_of(optimizer, own["augmentation"]))]
+    if start:
+        sources = [("weights", start.settings)] + sources + [("weights", FINE_TUNING[optimizer])]
+    return sources
 
 
 def _check_mode(given, mode, caller):
@@ -165,26 +199,27 @@ def _name_of_folder(data_dir):
     return "folder-" + name if name.lower() in SHIPPED else name
 
 
+def stand_in(choose, config, error):
+    """The settings of a run on the small digits, which stand in for MNIST where that is not to be had.
+
+    Args:
+        choose: `Densenet.choose`.
+        config: the settings of the run that cannot have its data.
+        error: the `support.download.Unavailable` that says why.
+    Raises:
+        Unavailable: the error, where data or folder were asked for, or `digits_stand_in` is off.
+    """
+    if config.dataset != "mnist" or not config.digits_stand_in or {"dataset", "data_dir"} & set(config.given):
+        raise error
+    say("%s. Training on scikit-learn's small digits instead (digits_stand_in=False to stop here)." % error)
+    config = choose(**dict(config.given, dataset="digits"))
+    config.origins["dataset"] = "digits_stand_in"
+    return config
+
+
 def identity(config):
     """{name: value} of the settings that identify the run."""
-    return {name: getattr(config, name) for name in config.identifying}
-
-
-# What versions did that saved all that evaluating needs, but did not have these settings yet.
-UNRECORDED = {"cutout": 0, "shift_average": 0, "transition_pooling": "average"}
-
-
-def of_earlier_versions(recorded):
-    """The identifying settings of a run as this version compares them, from settings.json of any version.
-
-    Earlier versions wrote null for what was derived or did not apply, and nothing of settings that they did not have.
-    The network's name is left out: its parts count.
-    """
-    instead = {"validation_size": 0.1, "transition_channels": 0, "stem_channels": 0}
-    found = dict(UNRECORDED, **{name: instead.get(name) if value is None else value
-                                for name, value in recorded.items()})
-    left_out = ("network",) + (() if found.get("dataset") == "folder" else FOLDER_ONLY)
-    return {name: value for name, value in found.items() if name not in left_out}
+    return {name: config.identities.get(name, getattr(config, name)) for name in config.identifying}
 
 
 def _shortened(name):

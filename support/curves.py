@@ -6,7 +6,8 @@ import os
 from support import UserError
 
 COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
-           "test_loss", "test_accuracy", "seconds", "images_per_second")
+           "test_loss", "test_accuracy", "seconds", "images_per_second", "validation_balanced_accuracy",
+           "test_balanced_accuracy")
 
 
 class Curves:

@@ -10,6 +10,7 @@ from support.file_reading import DataError, shortened
 
 MOST_MEASURED = 60000  # maximum number of training images, evenly spaced, for computing mean and deviation
 NEAR_EMPTY = 5  # training images of a class
+UNEQUAL = 3  # times as many training images in the largest class as in the smallest
 SPLITS = ("train", "validation", "test")
 # How messages call the parts of a data set's fingerprint
 FACTS = {"train": "number of training images", "validation": "number of validation images",
@@ -147,13 +148,21 @@ def _statistics(images):
     return mean.astype(np.float32), deviation.astype(np.float32)
 
 
-def class_summary(data, most=20):
+def normalize_by(data, mean, deviation):
+    """Normalizes a DataSet's images by these mean and deviation, float32 [C], instead of its own."""
+    if data.border.any():  # black
+        data.border = -mean / deviation
+    data.mean, data.deviation = mean, deviation
+
+
+def class_summary(data, most=20, weighted=False):
     """Yields lines about the classes, and sentences about classes with few images.
 
     Args:
         data: a DataSet.
         most: maximum number of classes that a line names. Of more classes, those with the fewest training images are
             named.
+        weighted: whether classes of unequal size get weights already.
     """
     counts = {split: np.bincount(getattr(data, split).labels, minlength=len(data.class_names)) for split in SPLITS}
     order = np.arange(len(data.class_names))
@@ -171,6 +180,12 @@ def class_summary(data, most=20):
     near_empty = counts["train"] < NEAR_EMPTY
     if near_empty.any():
         yield "fewer than %d training images, too few to learn from: %s" % (NEAR_EMPTY, named(near_empty))
+    by_size = np.argsort(counts["train"], kind="stable")
+    smallest, largest = by_size[np.count_nonzero(counts["train"] == 0)], by_size[-1]
+    if counts["train"][largest] > UNEQUAL * counts["train"][smallest] and not weighted:
+        yield "%s has %d training images, and %s %d: class_weights=balanced and best_by=balanced_accuracy count each " \
+            "class alike" % (data.class_names[largest], counts["train"][largest], data.class_names[smallest],
+                             counts["train"][smallest])
     for split in SPLITS[1:]:
         if counts[split].any() and not counts[split].all():
             yield "no %s images, so that nothing is known of the accuracy: %s" % (split, named(counts[split] == 0))
@@ -188,3 +203,26 @@ def color_preprocessing(images, mean, deviation):
     count, height, width, channels = images.shape
     rows = images.reshape(count, height, width * channels)  # NumPy is slow along an axis as short as the channels'
     return ((rows - np.tile(mean, width)) / np.tile(deviation, width)).reshape(images.shape)
+
+
+def balanced_class_weights(labels, class_num):
+    """Weights by which each class that has images counts alike in a mean over images, float32 [class_num].
+
+    n / (classes with images · images of the class), King & Zeng 2001; 0 for a class without images. Their mean over
+    the n images is 1.
+
+    Args:
+        labels: those of the training images, int64 [n].
+        class_num: number of classes.
+    """
+    counts = np.bincount(labels, minlength=class_num)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1.0))
+    return np.where(counts > 0, weights, 0.0).astype(np.float32)
+
+
+def class_weights_of(data, kind):
+    """The weight of each class in the training loss, float32 [classes]; None: all classes have the weight 1.
+
+    `kind`: as the setting `class_weights`; balanced: see `balanced_class_weights`.
+    """
+    return balanced_class_weights(data.train.labels, len(data.class_names)) if kind == "balanced" else None

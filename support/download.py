@@ -27,13 +27,14 @@ class _Refused(Exception):
     """The mirror answers, but not with the file. Another request would not help."""
 
 
-def fetch_all(files, mirrors, folder):
+def fetch_all(files, mirrors, folder, exact=True):
     """Downloads files into a folder. A file gets its name only when it is complete and verified.
 
     Args:
         files: {name: (size in bytes, hash)}; the hash is a sha256 in hexadecimal, or "md5:" and an md5.
         mirrors: URLs of folders that contain the files. Each ends in '/'. They are tried in this order.
         folder: the folder to write to.
+        exact: whether the sizes are those of the files; else they are the most that is accepted.
     Raises:
         Unavailable: no mirror delivers a file, or the folder cannot be written. The message says which and why.
     """
@@ -45,7 +46,7 @@ def fetch_all(files, mirrors, folder):
     reachable = [mirror for mirror in mirrors if mirror not in problems]
     for name, (size, known_hash) in files.items():
         for mirror in reachable:
-            problem = _fetch(mirror + name, name, size, known_hash, folder)
+            problem = _fetch(mirror + name, name, size, known_hash, folder, exact)
             if problem is None:
                 break
             problems[mirror] = problem
@@ -54,10 +55,10 @@ def fetch_all(files, mirrors, folder):
                 "%s: %s" % (urlsplit(mirror).netloc, problem) for mirror, problem in problems.items())))
 
 
-def _fetch(url, name, size, known_hash, folder):
+def _fetch(url, name, size, known_hash, folder, exact):
     """Tries one URL up to ATTEMPTS times. Returns a description of the last problem, or None after a success."""
     def download(url, temporary, _pooch):
-        _stream(url, temporary, name, size)
+        _stream(url, temporary, name, size, exact)
 
     if ":" not in known_hash:
         known_hash = "sha256:" + known_hash
@@ -82,27 +83,28 @@ def _fetch(url, name, size, known_hash, folder):
     return problem
 
 
-def _stream(url, path, name, size):
-    """Downloads a URL to a path, with a progress bar. Never writes more than `size` bytes."""
+def _stream(url, path, name, size, exact):
+    """Downloads a URL to a path, with a progress bar. Never writes more than `size` bytes; `exact`: nor less."""
     with requests.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS),
                       headers={"Accept-Encoding": "identity"}) as response:
         if 400 <= response.status_code < 500:
             raise _Refused("HTTP status %d" % response.status_code)
         response.raise_for_status()
         length = response.headers.get("Content-Length")
-        if length is not None and length != str(size):
+        if exact and length is not None and length != str(size):
             raise _Refused("sends %s bytes instead of %d" % (length, size))
+        least = size if exact else int(length) if length and length.isdigit() else 0
         received = 0
-        with open(path, "wb") as file, tqdm(total=size, unit="B", unit_scale=True, desc=name, leave=False,
+        with open(path, "wb") as file, tqdm(total=least or None, unit="B", unit_scale=True, desc=name, leave=False,
                                             disable=None) as bar:
             for chunk in response.iter_content(CHUNK):
                 received += len(chunk)
                 if received > size:
-                    raise _Refused("sends more than the file's %d bytes" % size)
+                    raise _Refused("sends more than the %d bytes that are expected" % size)
                 file.write(chunk)
                 bar.update(len(chunk))
-        if received < size:
-            raise requests.ConnectionError("%d of %d bytes" % (received, size))
+        if received < least:
+            raise requests.ConnectionError("%d of %d bytes" % (received, least))
 
 
 def _unreachable(mirrors):

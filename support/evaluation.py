@@ -1,15 +1,21 @@
 """How is a network evaluated on a split, and which metrics result?"""
 
 import dataclasses
+import math
+import types
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from support.data import color_preprocessing
+from support.explanations import class_maps, classifier_kernel
+from support.projector import shown_images
 
 SHOWN_MISTAKES = 12
 SHOWN_CLASSES = 20  # a confusion matrix of more classes is too wide to read
 MATRIX_CLASSES = 200  # with more classes there is no confusion matrix, which would grow with their square
+UNBALANCED = 1.5  # times as many images in the largest class as in the smallest
+TOP_5_CLASSES = 10  # with more classes, the accuracy among the five most probable classes is counted
 LISTED_CONFUSIONS = 200  # in the metrics, where there is no confusion matrix
 
 
@@ -24,6 +30,10 @@ class Evaluation:
         class_num: the number of classes.
         mistakes: [(index of the image in its split, true class, predicted class, probability of the predicted class)],
             at most SHOWN_MISTAKES, in order of decreasing probability.
+        maps: the class activation map of each mistake's predicted class, float32 [mistakes, h, w]; None without any.
+        in_top_5: the number of images whose true class is among the five most probable ones; None: not counted.
+        embedding: (indices of images in their split, int64 [n]; what global average pooling gives for them, float32
+            [n, C]); None: not asked for.
     """
 
     loss: float
@@ -31,11 +41,44 @@ class Evaluation:
     predicted: np.ndarray
     class_num: int
     mistakes: list
+    maps: np.ndarray = None
+    embedding: tuple = None
+    in_top_5: int = None
 
     @property
     def accuracy(self):
         """The share of images that are classified correctly."""
         return int(np.count_nonzero(self.labels == self.predicted)) / len(self.labels)
+
+    @property
+    def balanced_accuracy(self):
+        """The mean recall of the classes that have images (Brodersen et al. 2010), however many images each has."""
+        return float(np.mean([recall for recall in self.class_recall() if recall is not None]))
+
+    @property
+    def top_5_accuracy(self):
+        """The share of images whose true class is among the five most probable ones; None: not counted."""
+        return None if self.in_top_5 is None else self.in_top_5 / len(self.labels)
+
+    @property
+    def is_unbalanced(self):
+        """Whether the classes differ so much in size that accuracy says little about the small ones."""
+        counts = self.class_counts()
+        return counts.max() > UNBALANCED * counts[counts > 0].min()
+
+    def score(self, best_by):
+        """What the best weights have the highest value of, above 0; `best_by`: as the setting."""
+        # exp(-loss): the geometric mean of the probabilities of the true classes
+        return math.exp(-self.loss) if best_by == "loss" else getattr(self, best_by)
+
+    def accuracies(self, with_balanced=False):
+        """The accuracies as text. Balanced accuracy is part of it if asked for, or if the classes are unbalanced."""
+        parts = ["accuracy %.2f%%" % (100 * self.accuracy)]
+        if with_balanced or self.is_unbalanced:
+            parts.append("balanced accuracy %.2f%%" % (100 * self.balanced_accuracy))
+        if self.top_5_accuracy is not None:
+            parts.append("top-5 accuracy %.2f%%" % (100 * self.top_5_accuracy))
+        return ", ".join(parts)
 
     @property
     def confusion(self):
@@ -63,7 +106,7 @@ class Evaluation:
         """Returns the number of images of each class, int64 [class_num]."""
         return np.bincount(self.labels, minlength=self.class_num)
 
-    def class_accuracies(self):
+    def class_recall(self):
         """Returns each class's share of images that are classified correctly; None for a class without images."""
         right = np.bincount(self.labels[self.labels == self.predicted], minlength=self.class_num)
         return [int(right) / int(count) if count else None for right, count in zip(right, self.class_counts())]
@@ -92,10 +135,13 @@ class Evaluation:
         content = {
             "loss": self.loss,
             "accuracy": self.accuracy,
+            "balanced_accuracy": self.balanced_accuracy,
             "images": len(self.labels),
             "class_names": list(class_names),
-            "class_accuracies": self.class_accuracies(),
+            "class_recall": self.class_recall(),
         }
+        if self.top_5_accuracy is not None:
+            content["top_5_accuracy"] = self.top_5_accuracy
         if self.class_num <= MATRIX_CLASSES:
             return dict(content, confusion_matrix=self.confusion.tolist())
         return dict(content, frequent_confusions=[
@@ -103,9 +149,9 @@ class Evaluation:
             for count, true, predicted in self.confusions()[:LISTED_CONFUSIONS]])
 
     def table(self, class_names):
-        """Yields lines of text: each class's accuracy, and the confusion matrix or the most frequent confusions.
+        """Yields lines of text: each class's recall, and the confusion matrix or the most frequent confusions.
 
-        Of more than MATRIX_CLASSES classes, only those with the lowest accuracy are shown.
+        Of more than MATRIX_CLASSES classes, only those with the lowest recall are shown.
         """
         if self.class_num > SHOWN_CLASSES:
             yield from self._long_table(class_names)
@@ -113,23 +159,23 @@ class Evaluation:
         confusion = self.confusion
         width = max(map(len, class_names))
         cell = max(5, len(str(confusion.max())))
-        yield "%-*s  accuracy  predicted class" % (width, "class")
+        yield "%-*s    recall  predicted class" % (width, "class")
         yield "%-*s            %s" % (width, "", "  ".join("%*s" % (cell, name[:cell]) for name in class_names))
-        for name, accuracy, row in zip(class_names, self.class_accuracies(), confusion):
-            yield "%-*s   %7s  %s" % (width, name, _percent(accuracy), "  ".join(
+        for name, recall, row in zip(class_names, self.class_recall(), confusion):
+            yield "%-*s   %7s  %s" % (width, name, _percent(recall), "  ".join(
                 "%*s" % (cell, count or ".") for count in row.tolist()))
 
     def _long_table(self, class_names):
-        accuracies = self.class_accuracies()
+        recall = self.class_recall()
         shown = list(range(self.class_num))
         if self.class_num > MATRIX_CLASSES:
-            tested = [one for one in shown if accuracies[one] is not None]
-            shown = sorted(tested, key=lambda one: accuracies[one])[:SHOWN_CLASSES]
-            yield "lowest accuracies, of %d classes%s:" % (
+            tested = [one for one in shown if recall[one] is not None]
+            shown = sorted(tested, key=lambda one: recall[one])[:SHOWN_CLASSES]
+            yield "lowest recall, of %d classes%s:" % (
                 self.class_num, "" if len(tested) == self.class_num else ", %d of them with images" % len(tested))
         width = max(len(class_names[one]) for one in shown)
         for one in shown:
-            yield "%-*s  %s" % (width, class_names[one], _percent(accuracies[one]))
+            yield "%-*s  %s" % (width, class_names[one], _percent(recall[one]))
         yield "most frequent confusions:"
         for count, true, predicted in self.confusions()[:SHOWN_CLASSES]:
             yield "%5d times  %s for %s" % (count, class_names[true], class_names[predicted])
@@ -139,7 +185,7 @@ def _percent(share):
     return "none" if share is None else "%.2f%%" % (100 * share)
 
 
-def evaluate_split(sess, net, split, data, cluster=None):
+def evaluate_split(sess, net, split, data, cluster=None, embed=False):
     """Evaluates all images of a split, including the incomplete last batch; returns an `Evaluation`.
 
     Args:
@@ -149,33 +195,70 @@ def evaluate_split(sess, net, split, data, cluster=None):
         data: the `support.data.DataSet` of the split.
         cluster: a `support.workers.Cluster`; its workers evaluate the batches in turn, and each gets the result of all.
             None: this process evaluates all batches.
+        embed: whether to collect the embedding, of the images that `support.projector.shown_images` chooses.
     """
     batch_size = int(net.images.shape[0])
     task, workers = (cluster.task, len(cluster.workers)) if cluster else (0, 1)
-    loss_sum = 0.0
-    of_images = np.zeros([2, len(split)])  # predicted class and its probability; 0 for the images of other workers
+    counts_top_5 = len(data.class_names) > TOP_5_CLASSES
+    tensors = [net.losses, net.predicted, net.probabilities, net.in_top_5] + ([net.embedding] if embed else [])
+    channels = int(net.embedding.shape[1]) if embed else 0
+    embedded = shown_images(len(split), channels)
+    sums = np.zeros(2)  # of the losses, and of images with the true class among the five most probable ones
+    # Of the images of other workers, everything is 0.
+    of_images = np.zeros([2, len(split)])  # predicted class and its probability
+    embedding = np.zeros([len(embedded), channels], np.float32)
     for start in range(task * batch_size, len(split), workers * batch_size):
-        images = color_preprocessing(split.images[start:start + batch_size], data.mean, data.deviation)
-        labels = split.labels[start:start + batch_size]
-        count = len(labels)
-        if count < batch_size:  # pad with copies of the first image, which are not counted
-            images = np.concatenate([images, images[:1].repeat(batch_size - count, axis=0)])
-            labels = np.concatenate([labels, labels[:1].repeat(batch_size - count)])
-        losses, predicted, probabilities = (values[:count] for values in sess.run(
-            [net.losses, net.predicted, net.probabilities], {net.images: images, net.labels: labels}))
-        loss_sum += losses.sum(dtype=np.float64)
-        of_images[:, start:start + count] = predicted, probabilities
-    totals = np.append(loss_sum, of_images)
+        rows = np.arange(start, min(start + batch_size, len(split)))
+        losses, predicted, probabilities, in_top_5, *pooled = _run_on(sess, net, tensors, split, data, rows)
+        sums += losses.sum(dtype=np.float64), np.count_nonzero(in_top_5)
+        of_images[:, rows] = predicted, probabilities
+        if embed:
+            here = (embedded >= start) & (embedded < start + len(rows))
+            embedding[here] = pooled[0][embedded[here] - start]
+    totals = np.concatenate([sums, of_images.ravel(), embedding.ravel()])
     if cluster:
         totals = np.asarray(cluster.total(sess, totals))
-    predicted, probabilities = totals[1:].reshape(of_images.shape)
+    (loss_sum, in_top_5), of_images, vectors = np.split(totals, [2, 2 + of_images.size])
+    predicted, probabilities = of_images.reshape(2, -1)
     predicted = predicted.astype(np.int64)
     labels = np.asarray(split.labels)
     wrong = np.flatnonzero(predicted != labels)
     shown = wrong[np.argsort(-probabilities[wrong], kind="stable")][:SHOWN_MISTAKES]
     mistakes = [(int(index), int(labels[index]), int(predicted[index]), float(probabilities[index]))
                 for index in shown]
-    return Evaluation(float(totals[0]) / len(split), labels, predicted, len(data.class_names), mistakes)
+    maps = [_run_on(sess, net, [net.maps], split, data, shown[start:start + batch_size])[0]
+            for start in range(0, len(shown), batch_size)]
+    return Evaluation(float(loss_sum) / len(split), labels, predicted, len(data.class_names), mistakes,
+                      maps=np.concatenate(maps) if maps else None, in_top_5=int(in_top_5) if counts_top_5 else None,
+                      embedding=(embedded, vectors.reshape(-1, channels).astype(np.float32)) if embed else None)
+
+
+def _run_on(sess, net, tensors, split, data, rows):
+    """The values of tensors [N, …] for at most a batch of a split's images, those of the indices `rows`."""
+    count = len(rows)
+    rows = np.append(rows, np.repeat(rows[:1], int(net.images.shape[0]) - count))  # copies, which are not counted
+    images = color_preprocessing(split.images[rows], data.mean, data.deviation)
+    return [values[:count] for values in sess.run(tensors, {net.images: images, net.labels: split.labels[rows]})]
+
+
+def outputs_of(images, labels, parts, loss_of):
+    """What `evaluate_split` runs and feeds, a namespace.
+
+    Args:
+        images, labels: the placeholders, [N, H, W, C] and [N].
+        parts: what `Densenet.inference` returns, for each part of the images.
+        loss_of: `Densenet.loss_of`.
+    Returns:
+        images, labels; of each image [N] `losses`, `predicted`, its class, `probabilities`, that of the class, and
+        `in_top_5`, whether the true class is among the five most probable ones; `embedding` [N, channels]; `maps`
+        [N, h, w], the class activation map of the predicted class.
+    """
+    logits, embedding = (tf.concat([getattr(part, name) for part in parts], 0) for name in ("logits", "embedding"))
+    predicted = tf.argmax(logits, 1)
+    maps = class_maps(tf.concat([part.features for part in parts], 0), classifier_kernel(), predicted)
+    return types.SimpleNamespace(
+        images=images, labels=labels, losses=loss_of(logits, labels), embedding=embedding, predicted=predicted,
+        maps=maps, probabilities=tf.reduce_max(tf.nn.softmax(logits), 1), in_top_5=tf.nn.in_top_k(logits, labels, 5))
 
 
 def views_of(images, flip, shift):

@@ -138,7 +138,9 @@ def _say_repeated(data):
 
 
 def options(config):
-    """The arguments of `prepare_data` after the first two, from the settings of a run, {name: value}."""
+    """The arguments of `prepare_data` after the first two, {name: value}, from a run's settings; {} for other data."""
+    if config.dataset != "folder":
+        return {}
     return dict(image_size=config.image_size, crop_area=config.crop_area, cache_dir=config.cache_dir,
                 pixel_range=None if config.pixel_range == "auto" else config.pixel_range,
                 truncated=config.truncated_images, excluded=(config.model_dir, config.log_dir))

@@ -1,4 +1,4 @@
-"""What can be done with a trained run: it is found, evaluated, exported. Prediction has a module of its own.
+"""What can be done with a trained network: it is found, evaluated, exported. Prediction has a module of its own.
 
 The network comes from Densenet.py, as functions: `choose`, `prepare_data`, `build_evaluation`, `inference`.
 """
@@ -11,36 +11,90 @@ import types
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from support import UserError, image_folder, say, settings
+from support import UserError, image_folder, pretrained, say, settings
 from support.checkpoints import Checkpoints, step_of
-from support.configuration import of_earlier_versions
 from support.data import Split, same_data
 from support.evaluation import evaluate_split
+from support.explanations import class_maps, classifier_kernel, feature_reuse, kernels_of
 from support.export import export_graph
 from support.file_reading import shortened
-from support.run_directory import SEEN_IMAGES, RunDirectory, runs_in
+from support.pictures import write_reuse_picture
+from support.run_directory import SEEN_IMAGES, RunDirectory, of_earlier_versions, runs_in
 from support.tensorboard import log_evaluation
 from support.workers import Cluster
 
 
-def trained_run(choose, arguments=(), **overrides):
-    """Finds a run that was trained.
+@dataclasses.dataclass
+class TrainedNetwork:
+    """A trained network: that of a run, or of the setting `weights` as they are.
+
+    Attributes:
+        config: its settings.
+        directory: the RunDirectory of the run; for weights, where results are written.
+        facts: what is recorded of the data that it was trained on: `class_names`, `image_shape` and more.
+        weights: the `support.pretrained.Weights`; None: the run has checkpoints.
+        used: what was restored, for messages; None before.
+        step: at which training step it was saved; 0 for weights.
+    """
+
+    config: types.SimpleNamespace
+    directory: RunDirectory
+    facts: dict
+    weights: pretrained.Weights = None
+    used: str = None
+    step: int = 0
+
+    def restore(self, sess):
+        """Puts the weights into the session of an inference graph; returns what was restored, for messages.
+
+        Raises:
+            UserError: no checkpoint is intact, or the chosen one is not there; the weights do not fit the network.
+        """
+        if self.weights is None:
+            self.used = Checkpoints(self.directory).restore_for_use(sess, self.config.checkpoint,
+                                                                    self.facts["validation"])
+            self.step = step_of(self.used)
+        else:
+            pretrained.start_from(sess, self.weights, self.facts["class_names"])
+            self.used = self.weights.source
+            for variable in tf.global_variables("normalization/"):
+                variable.load(getattr(self.config.starting_point, variable.op.name.rpartition("/")[2]), sess)
+        return self.used
+
+    def name(self):
+        """What was restored, as files have it: a checkpoint's path in the run's directory, or what the weights are."""
+        return os.path.relpath(self.used, self.directory.path) if self.weights is None else self.used
+
+    def normalized(self, data):
+        """The DataSet with the mean and deviation of the images that the restored network was trained on."""
+        found = self.config.starting_point
+        if self.weights is None:
+            saved = tf.train.load_checkpoint(self.used)
+            found = types.SimpleNamespace(**{name: saved.get_tensor("normalization/" + name)
+                                             for name in ("mean", "deviation")})
+        return dataclasses.replace(data, mean=found.mean, deviation=found.deviation)
+
+
+def trained_network(choose, arguments=(), **overrides):
+    """Finds a run that was trained; where there is none, and `weights` are given, the network of these.
 
     Args:
         choose: `Densenet.choose`.
         arguments, overrides: settings, as for training.
     Returns:
-        (the settings it was trained with, its RunDirectory, what it recorded of its data).
+        a TrainedNetwork.
     Raises:
         UserError: bad settings; there is no such run, or it was trained with other settings than are given.
     """
     config = choose(arguments, **overrides)
     directory, recorded = _recorded(config)
     if recorded is None:
+        if config.weights:
+            return _network_of_weights(choose, config, directory.path)
         if config.dataset == "mnist" and config.digits_stand_in and "dataset" not in config.given:
             digits = choose(**dict(config.given, dataset="digits"))  # as training does without MNIST
             if os.path.isdir(os.path.join(digits.model_dir, digits.run_name)):
-                return trained_run(choose, **dict(config.given, dataset="digits"))
+                return trained_network(choose, **dict(config.given, dataset="digits"))
         raise UserError("there is no trained run %s: set run_name to one of those in %s (%s), or leave mode out to "
                         "train it" % (directory.path, config.model_dir,
                                       ", ".join(runs_in(config.model_dir)) or "none"))
@@ -50,14 +104,55 @@ def trained_run(choose, arguments=(), **overrides):
                         "under another run_name" % directory.path)
     data_dir = recorded.pop("data_dir", None)
     trained_with = of_earlier_versions(recorded)
+    weights = trained_with.pop("weights")
     where = {"data_dir": data_dir} if data_dir and "data_dir" not in config.given else {}
-    trained = choose(**dict(config.given, **dict(trained_with, run_name=os.path.basename(directory.path), **where)))
+    trained = choose(**dict(config.given, **dict(trained_with, run_name=os.path.basename(directory.path), weights="",
+                                                 **where)))
     for name in set(config.given) & set(trained_with):
         given = getattr(config, name)
         if given != getattr(trained, name) and given != "auto":
-            raise UserError("%s was trained with %s=%s, not %s: leave that out, or set run_name to the run you mean"
-                            % (directory.path, name, settings.shown(getattr(trained, name)), settings.shown(given)))
-    return trained, directory, facts
+            _refuse(directory, name, getattr(trained, name), given)
+    if config.weights and config.identities["weights"] != weights:
+        _refuse(directory, "weights", weights, config.identities["weights"])
+    return TrainedNetwork(trained, directory, facts)
+
+
+def _refuse(directory, name, recorded, given):
+    raise UserError("%s was trained with %s=%s, not %s: leave that out, or set run_name to the run you mean"
+                    % (directory.path, name, settings.shown(recorded), settings.shown(given)))
+
+
+def _network_of_weights(choose, config, run):
+    """The TrainedNetwork of the setting `weights`, as there is no run of these settings.
+
+    Args:
+        choose: `Densenet.choose`.
+        config: the settings.
+        run: where such a run would be.
+    Raises:
+        UserError: a run is meant; the weights have no classifier, cannot be read or do not fit.
+    """
+    meant = {"run_name"} if config.mode == "evaluate" else {"run_name", "dataset", "data_dir"}
+    named = sorted(meant & set(config.given))
+    if named:
+        raise UserError("there is no trained run %s: leave mode out to train it, or leave %s out to use the weights as "
+                        "they are" % (run, ", ".join(named)))
+    start = config.starting_point
+    if "network" not in start.settings:
+        raise UserError("weights=%s are those of a run: give run_name=, or checkpoint= for one of its checkpoints"
+                        % config.weights)
+    weights = start.read(config.cache_dir)
+    if "linear/bias" not in weights.values:
+        raise UserError("%s has no classifier: train one with it, which is what weights= does without mode="
+                        % weights.source)
+    pretrained.with_class_names(weights, config.cache_dir)
+    # One view of each image, as in published results.
+    own = dict(dict(flip_average=False, precision="float32"), **dict(config.given, dataset="folder"))
+    own["run_name"] = start.identity if start.identity != "imagenet" else "imagenet-" + config.network
+    config = choose(**own)
+    facts = {"class_names": list(weights.class_names), "class_ids": weights.class_ids,
+             "image_shape": [config.image_size, config.image_size, len(start.mean)]}
+    return TrainedNetwork(config, RunDirectory(os.path.join(config.model_dir, config.run_name), {}), facts, weights)
 
 
 def _recorded(config):
@@ -86,50 +181,57 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     Raises:
         UserError: bad settings, no such run, no intact checkpoint; other data with other classes.
     """
-    config, directory, facts = trained_run(choose, arguments, **overrides)
+    trained = trained_network(choose, arguments, **overrides)
+    config, directory, facts = trained.config, trained.directory, trained.facts
     if facts.get("pixel_range"):
         config.pixel_range = tuple(facts["pixel_range"])
     data, config = prepare_data(config)
     is_other = not same_data(data.fingerprint(), facts)
     if is_other:
-        data = _as_other_data(data, facts, directory, config.data_dir)
-    cluster = Cluster(config.batch_size, config.devices, images=facts["train"])  # as in training
+        data = _as_other_data(data, trained)
+    cluster = Cluster(config.batch_size, config.devices, images=facts.get("train"))  # as in training
     with tf.Graph().as_default(), tf.Session(config=cluster.session_config(config.precision)) as sess:
         images = tf.placeholder(tf.float32, (cluster.batch_size,) + data.image_shape, "images")
         labels = tf.placeholder(tf.int64, [cluster.batch_size], "labels")
         net = build_evaluation(images, labels, config, len(data.class_names), cluster)
-        used = Checkpoints(directory).restore_for_use(sess, config.checkpoint, facts["validation"])
-        evaluation = evaluate_split(sess, net, data.test, _normalized_as_trained(data, used))
+        used = trained.restore(sess)
+        evaluation = evaluate_split(sess, net, data.test, trained.normalized(data), embed=True)
+        reuse = feature_reuse(kernels_of(sess), config.blocks, config.growth_k, config.bottleneck)
     for line in evaluation.table(data.class_names):
         say(line)
     content = dict(evaluation.as_json(data.class_names), dataset=config.dataset, tensorflow=tf.VERSION,
-                   checkpoint=os.path.relpath(used, directory.path))
+                   checkpoint=trained.name())
     file = "evaluation.json"
     if is_other:
         content["data_dir"] = os.path.abspath(config.data_dir)
         file = "evaluation_of_%s.json" % re.sub(r"[^\w+-]", "_", os.path.basename(content["data_dir"]))
     else:
-        log_evaluation(config.log_dir, config.run_name, step_of(used), evaluation, data.test.images, data.class_names)
+        log_evaluation(config.log_dir, config.run_name, trained.step, evaluation, data.test.images, data.class_names,
+                       reuse)
+    write_reuse_picture(directory, reuse)
     if directory.read_json(file) not in (None, content):
         directory.keep_json(file)
     directory.write_json(file, content)
-    say("%s %.2f%%, loss %.4f, of %s (%s)" % (
-        "accuracy on other data than the run's" if is_other else "test accuracy",
-        100 * evaluation.accuracy, evaluation.loss, used, os.path.join(directory.path, file)))
+    say("%s %s, loss %.4f, of %s (%s)" % (
+        "on other data than the run's:" if is_other else "test", evaluation.accuracies(), evaluation.loss, used,
+        os.path.join(directory.path, file)))
     return content
 
 
-def _as_other_data(data, facts, directory, data_dir):
-    """A DataSet whose test split holds the images that a run was not trained on, labelled as in the run.
+def _as_other_data(data, trained):
+    """A DataSet whose test split holds the images that a network was not trained on, labelled as in the training.
 
     Args:
         data: the DataSet found in `data_dir`, another than the run's, or the run's with some images changed.
-        facts: what the run recorded of its data.
-        directory: the run's RunDirectory.
+        trained: the TrainedNetwork.
     Raises:
         UserError: it has another class, or images of another shape, than the run; there is no image to evaluate.
     """
-    unknown = sorted(set(data.class_names) - set(facts["class_names"]))
+    facts, directory, data_dir = trained.facts, trained.directory, trained.config.data_dir
+    known = facts["class_names"]
+    if facts.get("class_ids") and set(data.class_names) <= set(facts["class_ids"]):
+        known = facts["class_ids"]  # a folder that is arranged by ImageNet's ids
+    unknown = sorted(set(data.class_names) - set(known))
     if unknown:
         raise UserError("%s has the class %s, which %s was not trained on: its classes are %s"
                         % (data_dir, unknown[0], directory.path, shortened(facts["class_names"])))
@@ -144,8 +246,9 @@ def _as_other_data(data, facts, directory, data_dir):
             unseen = np.flatnonzero(~np.isin(digests, np.load(os.path.join(directory.path, SEEN_IMAGES))))
         except (OSError, ValueError):
             unseen = np.arange(len(digests))
-            say("%s did not record its training images: those in %s cannot be left out, and with any of them the "
-                "accuracy is too high" % (directory.path, data_dir))
+            if trained.weights is None:
+                say("%s did not record its training images: those in %s cannot be left out, and with any of them the "
+                    "accuracy is too high" % (directory.path, data_dir))
         left_out = len(digests) - len(unseen)
         test = Split(test.images.subset(unseen), test.labels[unseen])
     if not len(test):
@@ -154,15 +257,8 @@ def _as_other_data(data, facts, directory, data_dir):
     say("%s holds other data than %s was trained on: %d images are evaluated%s" % (
         data_dir, directory.path, len(test), left_out and (", %d that it was trained on or chosen by are left out"
                                                            % left_out) or ""))
-    labels = np.array([facts["class_names"].index(name) for name in data.class_names])[test.labels]
+    labels = np.array([known.index(name) for name in data.class_names])[test.labels]
     return dataclasses.replace(data, test=Split(test.images, labels), class_names=tuple(facts["class_names"]))
-
-
-def _normalized_as_trained(data, checkpoint):
-    """The DataSet with the mean and deviation that the checkpoint has."""
-    saved = tf.train.load_checkpoint(checkpoint)
-    return dataclasses.replace(data, mean=saved.get_tensor("normalization/mean"),
-                               deviation=saved.get_tensor("normalization/deviation"))
 
 
 def serving_graph(inference, config, facts):
@@ -173,14 +269,17 @@ def serving_graph(inference, config, facts):
         config: the settings of the run.
         facts: what the run recorded of its data.
     Returns:
-        placeholder uint8 [N, H, W, C]; class probabilities float32 [N, classes]; class names, string [classes].
+        placeholder uint8 [N, H, W, C]; class probabilities float32 [N, classes]; class names, string [classes]; the
+        class activation map of each image's most probable class, float32 [N, h, w].
     """
     images = tf.placeholder(tf.uint8, [None] + facts["image_shape"], "images")
     with tf.variable_scope("normalization"):  # the training set's statistics, from the checkpoint
         mean, deviation = (tf.get_variable(name, [facts["image_shape"][2]]) for name in ("mean", "deviation"))
     config = types.SimpleNamespace(**dict(vars(config), precision="float32"))
-    logits = inference((tf.cast(images, tf.float32) - mean) / deviation, config, len(facts["class_names"]))
-    return images, tf.nn.softmax(logits, name="probabilities"), tf.constant(facts["class_names"], name="class_names")
+    net = inference((tf.cast(images, tf.float32) - mean) / deviation, config, len(facts["class_names"]))
+    maps = class_maps(net.features, classifier_kernel(), tf.argmax(net.logits, 1))
+    return (images, tf.nn.softmax(net.logits, name="probabilities"),
+            tf.constant(facts["class_names"], name="class_names"), maps)
 
 
 def preparation_of(config, facts):
@@ -209,13 +308,15 @@ def export(choose, inference, arguments=(), **overrides):
     Raises:
         UserError: bad settings, no such run, no intact checkpoint; the files exist already or cannot be written.
     """
-    config, directory, facts = trained_run(choose, arguments, **overrides)
+    trained = trained_network(choose, arguments, **overrides)
+    config, directory, facts = trained.config, trained.directory, trained.facts
     with tf.Graph().as_default(), tf.Session(config=Cluster().session_config()) as sess:
-        images, probabilities, class_names = serving_graph(inference, config, facts)
-        used = Checkpoints(directory).restore_for_use(sess, config.checkpoint, facts["validation"])
-        about = dict(preparation_of(config, facts), dataset=config.dataset, run=config.run_name, step=step_of(used),
-                     checkpoint=os.path.relpath(used, directory.path), tensorflow=tf.VERSION)
+        images, probabilities, class_names, _ = serving_graph(inference, config, facts)
+        used = trained.restore(sess)
+        os.makedirs(directory.path, exist_ok=True)  # not there for weights
+        about = dict(preparation_of(config, facts), dataset=config.dataset, run=config.run_name, step=trained.step,
+                     checkpoint=trained.name(), tensorflow=tf.VERSION)
         written = export_graph(sess, {"images": images}, {"probabilities": probabilities, "class_names": class_names},
-                               os.path.join(directory.path, "export-%d" % step_of(used)), about)
+                               os.path.join(directory.path, "export-%d" % trained.step), about)
     say("exported %s as %s (SavedModel) and %s (frozen graph)" % ((used,) + written))
     return written

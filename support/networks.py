@@ -2,15 +2,18 @@
 
 import math
 
-# What stands before the first block: (side of the convolution's kernel, its stride, whether batch normalization and
-# ReLU follow, padding of the 3×3 max pooling of stride 2 or None for no pooling).
+# What stands before the first block: (side of the convolution's kernel, its stride, its padding, whether batch
+# normalization and ReLU follow, padding of the 3×3 max pooling of stride 2 or None for no pooling). A padding is
+# TensorFlow's rule, or the number of zeros on every side.
 STEMS = {
-    "3x3": (3, 1, False, None),
-    "3x3+pool": (3, 1, False, "VALID"),
-    "3x3s2": (3, 2, False, None),
-    "7x7s2": (7, 2, False, None),
-    "7x7s2+pool": (7, 2, False, "VALID"),
-    "imagenet": (7, 2, True, "SAME"),  # 224 -> 112 -> 56 pixels, as in the paper's table 1
+    "3x3": (3, 1, "SAME", False, None),
+    "3x3+pool": (3, 1, "SAME", False, "VALID"),
+    "3x3s2": (3, 2, "SAME", False, None),
+    "7x7s2": (7, 2, "SAME", False, None),
+    "7x7s2+pool": (7, 2, "SAME", False, "VALID"),
+    # 224 -> 112 -> 56 pixels, as in the paper's table 1; zeros as in the authors' code and in published weights
+    "imagenet": (7, 2, 3, True, 1),
+    "imagenet_same": (7, 2, "SAME", True, "SAME"),  # as earlier versions padded, for their runs
 }
 
 _BC = dict(bottleneck=True, compression=0.5, transition_channels=0, transition_pooling="average", stem="3x3",
@@ -76,11 +79,11 @@ def sides(config, image_side):
         config: has the settings of the network as attributes.
         image_side: side of the images.
     """
-    _, stride, _, pool_padding = STEMS[config.stem]
+    _, stride, _, _, pool_padding = STEMS[config.stem]
     found = [math.ceil(image_side / stride)]
     side = found[0]
     if pool_padding:
-        side = math.ceil(side / 2) if pool_padding == "SAME" else (side - 1) // 2
+        side = (side - 1) // 2 if pool_padding == "VALID" else math.ceil(side / 2)
     return found + [side // 2 ** position for position in range(len(config.blocks))]
 
 

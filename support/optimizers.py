@@ -13,6 +13,15 @@ RECIPES = {
 }
 
 
+# What a run that starts from `weights` brings, by its optimizer.
+_FEW_EPOCHS = dict(schedule="cosine", warmup=0.1, head_rate=10.0, total_epochs=15)
+FINE_TUNING = {
+    "adam": dict(_FEW_EPOCHS, init_learning_rate=5e-4),
+    "sgd": dict(_FEW_EPOCHS, init_learning_rate=0.005),
+    "momentum": dict(_FEW_EPOCHS, init_learning_rate=0.005),
+}
+
+
 def recipe_of(optimizer, augmentation):
     """The settings that `optimizer=NAME` brings, {name: value}; `augmentation`: whether the run augments its images."""
     if optimizer == "momentum" and not augmentation:
@@ -20,12 +29,46 @@ def recipe_of(optimizer, augmentation):
     return RECIPES[optimizer]
 
 
-class AdamW(tf.train.AdamOptimizer):
+# The variables that `train_only` trains, by how their names begin.
+TRAINED = {"all": "", "last_block": ("dense_final/", "linear_batch/", "linear/"), "head": "linear/"}
+
+
+def trained_variables(train_only):
+    """The variables of the default graph that are trained; the others get no gradient, no slot and no decay."""
+    return [variable for variable in tf.trainable_variables() if variable.op.name.startswith(TRAINED[train_only])]
+
+
+class _RateOfHead:
+    """Makes the learning rate of the classifier `head_rate` times that of the other variables."""
+
+    rate_name = None  # of TensorFlow's attribute that holds the rate, a tensor, while variables are updated
+    head_rate = 1.0
+
+    def rate_of(self, variable, rate):
+        """The rate of a variable, where that of the others is `rate`."""
+        return rate * self.head_rate if _is_of_head(variable) and self.head_rate != 1 else rate
+
+    def _resource_apply_dense(self, gradient, variable):
+        usual = getattr(self, self.rate_name)
+        setattr(self, self.rate_name, self.rate_of(variable, usual))
+        try:
+            return super()._resource_apply_dense(gradient, variable)
+        finally:
+            setattr(self, self.rate_name, usual)
+
+
+def _is_of_head(variable):
+    return variable.op.name.startswith(TRAINED["head"])
+
+
+class AdamW(_RateOfHead, tf.train.AdamOptimizer):
     """Adam with decoupled weight decay, Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2."""
 
-    def __init__(self, rate, epsilon, weight_decay):
+    rate_name = "_lr_t"
+
+    def __init__(self, rate, epsilon, weight_decay, head_rate=1.0):
         super().__init__(rate, epsilon=epsilon)
-        self._rate, self._weight_decay = rate, weight_decay
+        self._rate, self._weight_decay, self.head_rate = rate, weight_decay, head_rate
 
     def apply_gradients(self, gradients, global_step=None, name=None):
         """As in `tf.train.Optimizer`; `gradients`: [(gradient, variable)], all of which decay."""
@@ -34,22 +77,24 @@ class AdamW(tf.train.AdamOptimizer):
             # The decay must follow the gradients, which are of the weights before it. One group for all of them: if
             # each decay waited for each gradient, the dependencies would grow with the square of the variables.
             with tf.control_dependencies([tf.group(*(gradient for gradient, _ in gradients))]):
-                decays = [variable.assign_sub(self._rate * self._weight_decay * variable, read_value=False)
-                          for _, variable in gradients]
+                decays = [variable.assign_sub(self.rate_of(variable, self._rate) * self._weight_decay * variable,
+                                              read_value=False) for _, variable in gradients]
         with tf.control_dependencies([tf.group(*decays)]):
             return super().apply_gradients(gradients, global_step, name)
 
 
-class MomentumL2(tf.train.MomentumOptimizer):
+class MomentumL2(_RateOfHead, tf.train.MomentumOptimizer):
     """Stochastic gradient descent with momentum 0.9 and L2 weight decay.
 
     g is the gradient with the decay's part, v ← 0.9 v + g. A step is −rate · v, or with `nesterov`, as in the paper's
     section 4.2, −rate · (g + 0.9 v).
     """
 
-    def __init__(self, rate, weight_decay, nesterov):
+    rate_name = "_learning_rate_tensor"
+
+    def __init__(self, rate, weight_decay, nesterov, head_rate=1.0):
         super().__init__(rate, 0.9, use_nesterov=nesterov)
-        self._weight_decay = weight_decay
+        self._weight_decay, self.head_rate = weight_decay, head_rate
 
     def apply_gradients(self, gradients, global_step=None, name=None):
         """As in `tf.train.Optimizer`; `gradients`: [(gradient, variable)], all of which decay."""
@@ -62,13 +107,13 @@ def optimizer_of(config, rate):
     """The optimizer of a run.
 
     Args:
-        config: has `optimizer`, `epsilon`, `weight_decay` and `precision`.
+        config: has `optimizer`, `epsilon`, `weight_decay`, `head_rate` and `precision`.
         rate: the learning rate, a float32 scalar tensor.
     """
     if config.optimizer == "adam":
-        optimizer = AdamW(rate, config.epsilon, config.weight_decay)
+        optimizer = AdamW(rate, config.epsilon, config.weight_decay, config.head_rate)
     else:
-        optimizer = MomentumL2(rate, config.weight_decay, nesterov=config.optimizer == "momentum")
+        optimizer = MomentumL2(rate, config.weight_decay, config.optimizer == "momentum", config.head_rate)
     if config.precision == "float16":  # scales the loss, as small gradients would be 0 (Micikevicius et al. 2018,
         # arXiv 1710.03740)
         optimizer = tf.train.experimental.MixedPrecisionLossScaleOptimizer(optimizer, "dynamic")

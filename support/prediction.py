@@ -1,4 +1,7 @@
-"""How are image files classified by a trained run?"""
+"""How are image files classified by a trained run, and how is shown what in each image the answer is due to?"""
+
+import math
+import os
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -6,13 +9,15 @@ from PIL import Image
 
 from support import UserError, say
 from support.appearance import as_handwriting, differences, is_handwritten
-from support.checkpoints import Checkpoints
 from support.folder_layout import files_under
 from support.image_reading import range_of, read_image
-from support.modes import preparation_of, serving_graph, trained_run
+from support.modes import preparation_of, serving_graph, trained_network
+from support.pictures import CARD, heat_map, is_heat_map
 from support.run_directory import write_json
 from support.settings import expanded
 from support.workers import Cluster
+
+PICTURE_SIDE = CARD  # pixels, at least, of the image in a heat map
 
 
 def predict(choose, inference, arguments=(), **overrides):
@@ -23,35 +28,52 @@ def predict(choose, inference, arguments=(), **overrides):
         arguments, overrides: settings, as for training.
     Returns:
         [{"image": path, "classes": [names, the most probable first], "probabilities": [of these]}]; an answer for an
-        image unlike the training images also has "unlike": [what makes it so].
+        image unlike the training images also has "unlike": [what makes it so], one with a heat map "heatmap": its path.
     Raises:
-        UserError: bad settings, no such run, no intact checkpoint; after all answers, if files were skipped.
+        UserError: bad settings, no such run, no intact checkpoint; a heat map would replace another file; after all
+            answers, if files were skipped.
     """
-    config, directory, facts = trained_run(choose, arguments, **overrides)
+    trained = trained_network(choose, arguments, **overrides)
+    config, directory, facts = trained.config, trained.directory, trained.facts
     if config.handwriting and not is_handwritten(config.dataset):
         raise UserError("handwriting=True is for networks trained on handwritten characters, such as MNIST's, not on "
                         "%s: leave it out" % config.dataset)
     files = _files(config)
+    heat_maps = _HeatMaps(config.heatmaps, files) if config.heatmaps else None
     if config.json:
         write_json(config.json, [], "json")  # now: an error after the work would lose it
     answers = []
     reading = _Reading(config, facts, directory.read_json("appearance.json") or {}, files)
     with tf.Graph().as_default(), tf.Session(config=Cluster().session_config()) as sess:
-        images, probabilities, _ = serving_graph(inference, config, facts)
-        say("network: %s" % Checkpoints(directory).restore_for_use(sess, config.checkpoint, facts["validation"]))
+        images, probabilities, _, *maps = serving_graph(inference, config, facts)
+        say("network: %s" % trained.restore(sess))
         try:
-            for file in files:
-                pixels = reading.pixels_of(file)
-                if pixels is not None:
-                    answer = _answer(file, sess.run(probabilities, {images: pixels[None]})[0], facts["class_names"])
-                    answers.append(dict(answer, **reading.warning(file, pixels)))
+            fetched = [probabilities] + (maps if heat_maps else [])
+            for answer in _answers(files, reading, lambda pixels: sess.run(fetched, {images: pixels[None]}),
+                                   facts["class_names"], heat_maps):
+                answers.append(answer)
         finally:
             if config.json:
                 write_json(config.json, answers, "json")
     reading.advise()
+    if heat_maps:
+        heat_maps.conclude()
     if len(answers) < len(files):
         raise UserError("%d of %d files were skipped, as said above" % (len(files) - len(answers), len(files)))
     return answers
+
+
+def _answers(files, reading, run, class_names, heat_maps):
+    """Yields the answer for each file that can be read; `run`: pixels to [probabilities, class activation map]."""
+    for file in files:
+        pixels, picture = reading.pixels_of(file, PICTURE_SIDE if heat_maps else None)
+        if pixels is not None:
+            probabilities, *maps = run(pixels)
+            answer = _answer(file, probabilities[0], class_names)
+            answer.update(reading.warning(file, pixels))
+            if heat_maps:
+                answer["heatmap"] = heat_maps.write(answer, picture, maps[0][0])
+            yield answer
 
 
 def _files(config):
@@ -59,7 +81,8 @@ def _files(config):
     if not config.images:
         raise UserError("mode=predict classifies images: name files or folders, images=a.png,folder/")
     written = (config.model_dir, config.log_dir, config.cache_dir)
-    files = [file for path in expanded(config.images) for file in files_under(path, written)]
+    files = [file for path in expanded(config.images) for file in files_under(path, written)
+             if file == path or not is_heat_map(file)]  # those of earlier calls may be in the same folder
     if not files:
         raise UserError("there are no files in %s" % ", ".join(config.images))
     return files
@@ -86,24 +109,36 @@ class _Reading:
             for note in notes:
                 say(note)
 
-    def pixels_of(self, file):
-        """uint8 [size, size, channels] of an image file; None, and a line, if it cannot be read."""
-        rule = self.preparation
+    def pixels_of(self, file, picture_side=None):
+        """(uint8 [size, size, channels] of an image file, as the network gets it; the same for people to look at).
+
+        The second has at least `picture_side` pixels a side; it is None where that is. Both are None, and a line is
+        printed, if the file cannot be read.
+        """
+        notes = []
         try:
-            if self.config.handwriting:
-                with Image.open(file) as image:
-                    return as_handwriting(image, rule["size"], self.appearance)
-            left, top, right, bottom = rule["crop"]
-            notes = []
-            pixels = read_image(file, rule["resize"], rule["channels"], self.pixel_range, self.config.truncated_images,
-                                notes)
-            for note in notes:
-                say("%s  %s" % (file, note))
-            return pixels[top:bottom, left:right]
+            pixels = self._read(file, 1, notes)
+            zoom = math.ceil(picture_side / len(pixels)) if picture_side else 0
+            picture = self._read(file, zoom, []) if zoom else None
         except Exception as error:  # of any kind: see read_image
             problem = getattr(error, "strerror", None) or "no image: %s" % " ".join(str(error).split())
             say("%s  skipped (%s)" % (file, problem))
-            return None
+            return None, None
+        for note in notes:
+            say("%s  %s" % (file, note))
+        return pixels, picture
+
+    def _read(self, file, zoom, notes):
+        """The pixels of a file, `zoom` times as many along each side as the network gets."""
+        rule = self.preparation
+        if self.config.handwriting:
+            with Image.open(file) as image:
+                pixels = as_handwriting(image, rule["size"], self.appearance)
+            return pixels.repeat(zoom, 0).repeat(zoom, 1)
+        left, top, right, bottom = (edge * zoom for edge in rule["crop"])
+        pixels = read_image(file, rule["resize"] * zoom, rule["channels"], self.pixel_range,
+                            self.config.truncated_images, notes)
+        return pixels[top:bottom, left:right]
 
     def warning(self, file, pixels):
         """Says what makes the pixels unlike the training images; returns that as a part of the answer."""
@@ -122,8 +157,63 @@ class _Reading:
 
 def _answer(file, probabilities, class_names):
     """Prints the three most probable classes of a file; returns its part of the answers."""
-    order = np.argsort(-probabilities)
+    order = np.argsort(-probabilities, kind="stable")  # of equal ones the first, as the map's class
     say("%s  %s" % (file, "  ".join("%s %.2f%%" % (class_names[index], 100 * probabilities[index])
                                     for index in order[:3])))
     return {"image": file, "classes": [class_names[index] for index in order],
             "probabilities": probabilities[order].tolist()}
+
+
+class _HeatMaps:
+    """Writes a heat map for each image: `<folder>/<path of the image below the folder that all are in>.png`.
+
+    No two images get the same file, and only heat maps of an earlier call are replaced.
+
+    Args:
+        folder: the setting `heatmaps`.
+        files: all image files.
+    Raises:
+        UserError: the folder cannot be written, or has another file under the name of a heat map.
+    """
+
+    def __init__(self, folder, files):
+        self.folder, self.written, self.places = folder, set(), 0
+        paths = {file: os.path.abspath(file) for file in files}
+        common = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
+        self._paths = {file: os.path.join(folder, os.path.relpath(path, common)) + ".png"
+                       for file, path in paths.items()}
+        for file, path in self._paths.items():
+            if os.path.lexists(path) and not is_heat_map(path):
+                raise UserError("%s is there and is no heat map, but the one of %s would get its name: set heatmaps to "
+                                "another folder" % (path, file))
+        self._try(lambda: [os.makedirs(os.path.dirname(path), exist_ok=True) for path in self._paths.values()])
+
+    def write(self, answer, picture, class_map):
+        """Writes the heat map of an answer's first class over the picture; returns its path."""
+        path = self._paths[answer["image"]]
+        png = heat_map(picture, class_map, answer["classes"][0], answer["probabilities"][0])
+
+        def write():
+            with open(path + ".new", "wb") as file:
+                file.write(png)
+            os.replace(path + ".new", path)
+
+        self._try(write)
+        self.written.add(path)
+        self.places = class_map.size
+        return path
+
+    def conclude(self):
+        """Says where the heat maps are, and if they cannot show places."""
+        if self.written:
+            say("heat maps of %d image%s: %s" % (len(self.written), "s"[:len(self.written) > 1], self.folder))
+        if self.places == 1:
+            say("the last block's feature maps have one pixel, so that heat maps cannot show where in an image the "
+                "evidence is: for that, use a network or stem that shrinks images less")
+
+    def _try(self, write):
+        try:
+            write()
+        except OSError as error:
+            raise UserError("cannot write the heat maps in %s (%s): set heatmaps to a folder that can be written"
+                            % (self.folder, error.strerror)) from None

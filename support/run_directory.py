@@ -8,7 +8,6 @@ import re
 import numpy as np
 
 from support import UserError, say
-from support.configuration import of_earlier_versions
 from support.data import FACTS, same_data
 from support.settings import shown
 
@@ -18,6 +17,7 @@ except ImportError:  # Windows: no lock between processes
     fcntl = None
 
 CHECKPOINT = "dense.ckpt"
+FOLDER_ONLY = ("image_size", "crop_area")  # settings without effect on data sets whose images have their own size
 SEEN_IMAGES = "seen_images.npy"  # digests of a folder's training and validation images, uint64
 
 
@@ -170,6 +170,26 @@ def write_json(path, content, setting):
     except OSError as error:
         raise UserError("cannot write %s (%s): make room there, or set %s to a place that can be written"
                         % (path, error.strerror, setting)) from None
+
+
+# What versions did that saved all that evaluating needs, but did not have these settings yet.
+UNRECORDED = {"cutout": 0, "shift_average": 0, "transition_pooling": "average", "norm_epsilon": 1e-3, "weights": "",
+              "train_only": "all", "head_rate": 1.0, "class_weights": "none", "best_by": "accuracy"}
+
+
+def of_earlier_versions(recorded):
+    """The identifying settings of a run as this version compares them, from settings.json of any version.
+
+    Earlier versions wrote null for what was derived or did not apply, and nothing of settings that they did not have.
+    The network's name is left out: its parts count.
+    """
+    instead = {"validation_size": 0.1, "transition_channels": 0, "stem_channels": 0}
+    found = dict(UNRECORDED, **{name: instead.get(name) if value is None else value
+                                for name, value in recorded.items()})
+    if "norm_epsilon" not in recorded and found.get("stem") == "imagenet":
+        found["stem"] = "imagenet_same"  # which was the only one then
+    left_out = ("network",) + (() if found.get("dataset") == "folder" else FOLDER_ONLY)
+    return {name: value for name, value in found.items() if name not in left_out}
 
 
 def _differences(before, now):

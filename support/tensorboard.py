@@ -1,4 +1,4 @@
-"""What does TensorBoard get from a run: curves, pictures, histograms, hyperparameters, the graph, traces?
+"""What does TensorBoard get from a run: curves, pictures, histograms, hyperparameters, the graph, traces, embeddings?
 
 TensorBoard lists a run under three names: `<run>` has the test, the hyperparameters and their metrics, `<run>/train`
 and `<run>/validation` have the rest. Earlier versions wrote the test to `<run>/test`.
@@ -15,6 +15,7 @@ from tensorboard.plugins.hparams import summary as hparams_summary
 from tensorflow.python.client.timeline import Timeline
 
 from support import UserError, pictures, say
+from support.projector import write_projector
 from support.run_directory import locked
 from support.settings import shown
 
@@ -23,7 +24,8 @@ FOLDERS = {"train": "train", "validation": "validation", "test": ""}  # of each 
 # or those five that are declared as differing.
 FIRST_HYPERPARAMETERS = ("blocks", "growth_k", "init_learning_rate", "batch_size", "total_epochs")
 METRICS = (("", "accuracy", "test accuracy"), ("", "loss", "test loss"),
-           ("validation", "accuracy", "validation accuracy"))  # folder, tag, title
+           ("validation", "accuracy", "validation accuracy"),
+           ("", "balanced_accuracy", "balanced test accuracy"))  # folder, tag, title
 
 
 class EventFile:
@@ -44,31 +46,46 @@ class EventFile:
         self._file.close()
 
 
-def picture_summary(evaluation, images, class_names):
-    """The pictures of an evaluation, as a tf.Summary; `images`: those of the split, which its mistakes index."""
+def picture_summary(drawn):
+    """Pictures, {tag: (PNG as bytes, width, height)}, as a tf.Summary."""
     summary = tf.Summary()
-    for tag, (png, width, height) in pictures.pictures_of(evaluation, images, class_names).items():
+    for tag, (png, width, height) in drawn.items():
         summary.value.add(tag=tag, image=tf.Summary.Image(
             encoded_image_string=png, width=width, height=height, colorspace=3))
     return summary
 
 
-def log_evaluation(log_dir, run_name, step, evaluation, images, class_names):
-    """Writes the pictures of an evaluation to where training writes those of its test. Raises UserError if it cannot.
+def reuse_summary(reuse):
+    """A picture for each dense block of what `support.explanations.feature_reuse` found, as a tf.Summary."""
+    return picture_summary({"feature_reuse/" + scope: drawn for scope, drawn in pictures.reuse_pictures(reuse).items()})
+
+
+def log_evaluation(log_dir, run_name, step, evaluation, images, class_names, reuse=None):
+    """Writes the pictures and the embedding of an evaluation to where training writes those of its test.
 
     Args:
         log_dir, run_name: the settings of these names.
         step: the training step of the evaluated weights.
         evaluation, images, class_names: as of `support.pictures.pictures_of`.
+        reuse: what `support.explanations.feature_reuse` found in the evaluated weights; None: not computed.
+    Raises:
+        UserError: they cannot be written.
     """
     folder = os.path.join(log_dir, run_name, FOLDERS["test"])
     try:
         os.makedirs(folder, exist_ok=True)
         file = EventFile(folder)
-        file.add(step, summary=picture_summary(evaluation, images, class_names))
+        file.add(step, summary=picture_summary(pictures.pictures_of(evaluation, images, class_names)))
+        file.add(step, summary=reuse_summary(reuse or {}))
         file.close()
+        _write_embedding(folder, step, evaluation, images, class_names)
     except (OSError, tf.errors.OpError) as error:
         raise _cannot_write(folder, error) from None
+
+
+def _write_embedding(folder, step, evaluation, images, class_names):
+    if evaluation.embedding is not None:
+        write_projector(folder, step, evaluation, images, class_names)
 
 
 def build_histograms():
@@ -88,9 +105,10 @@ def build_histograms():
             if name + slot in variables:
                 values["gradients/%s" % name] = variables[name + slot]
     # Not tf.summary.histogram, which would put the names of the scopes around it before the tag.
-    return tf.raw_ops.MergeSummary(inputs=[
-        tf.raw_ops.HistogramSummary(tag=tag, values=tf.where_v2(tf.math.is_finite(value), value, 0.0))
-        for tag, value in values.items()])
+    with tf.name_scope("histograms"):
+        return tf.raw_ops.MergeSummary(inputs=[
+            tf.raw_ops.HistogramSummary(tag=tag, values=tf.where_v2(tf.math.is_finite(value), value, 0.0))
+            for tag, value in values.items()])
 
 
 def drawn_names(graph):
@@ -189,9 +207,17 @@ class RunLogs:
             value=[tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])))
 
     def evaluation(self, split, step, evaluation, images, class_names):
-        """Writes an Evaluation of a split: its point of the curves and its pictures."""
-        self.scalars(split, step, loss=evaluation.loss, accuracy=evaluation.accuracy)
-        self._write(lambda: self._file(split).add(step, summary=picture_summary(evaluation, images, class_names)))
+        """Writes an Evaluation of a split: its point of the curves, its pictures, and its embedding if it has one."""
+        top_5 = {} if evaluation.top_5_accuracy is None else {"top_5_accuracy": evaluation.top_5_accuracy}
+        self.scalars(split, step, loss=evaluation.loss, accuracy=evaluation.accuracy,
+                     balanced_accuracy=evaluation.balanced_accuracy, **top_5)
+        self._write(lambda: self._file(split).add(
+            step, summary=picture_summary(pictures.pictures_of(evaluation, images, class_names))))
+        self._write(lambda: _write_embedding(self.folder, step, evaluation, images, class_names))
+
+    def reuse(self, step, reuse):
+        """Writes the pictures of what `support.explanations.feature_reuse` found in the weights that are tested."""
+        self._write(lambda: self._file("test").add(step, summary=reuse_summary(reuse)))
 
     def histograms(self, step, serialized):
         """Writes a serialized tf.Summary of the training step."""

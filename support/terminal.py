@@ -29,15 +29,21 @@ SHAPING = {
         ("stem", "stem %s", {}),
         ("stem_channels", "%s stem channels", {"0": "2k stem channels"}),
         ("dropout_rate", "dropout %s", {}),
+        ("norm_epsilon", "epsilon of batch normalization %s", {"0.001": ""}),
     ),
     "training": (
+        ("weights", "from weights %s", {"": ""}),
+        ("train_only", "%s trained alone", {"all": ""}),
         ("optimizer", "%s", {}),
         ("init_learning_rate", "learning rate %s", {}),
+        ("head_rate", "%s times that for the classifier", {"1": ""}),
         ("schedule", "%s schedule", {}),
         ("warmup", "warm-up %s", {}),
         ("weight_decay", "weight decay %s", {}),
         ("label_smoothing", "label smoothing %s", {}),
         ("epsilon", "epsilon %s", {}),
+        ("class_weights", "%s class weights", {"none": ""}),
+        ("best_by", "best by %s", {"accuracy": ""}),
         ("batch_size", "batch size %s", {}),
         ("total_epochs", "epochs %s", {}),
         ("precision", "%s", {}),
@@ -71,7 +77,7 @@ def show_header(config, data, parameters, cluster, devices, model_folder, log_fo
     say("DenseNet on %s: %d training, %d validation, %d test images of %s"
         % (data.name, len(data.train), len(data.validation), len(data.test), "x".join(map(str, data.image_shape))))
     if data.name == "folder":
-        for line in data_sets.class_summary(data):
+        for line in data_sets.class_summary(data, weighted=config.class_weights == "balanced"):
             say(line)
     for line in _shaping_lines(config, parameters):
         say(line)
@@ -135,11 +141,18 @@ class Progress:
             say("epoch %d/%d  step %d/%d  loss %.4f" % (epoch + 1, self.total_epochs, done + 1, self.steps_per_epoch,
                                                        loss))
 
-    def epoch(self, epoch, loss, accuracy, evaluations, seconds, images_per_second):
-        """Prints the line of an epoch (from 1) that has ended; `evaluations`: {split: Evaluation} of after it."""
+    def epoch(self, epoch, loss, accuracy, evaluations, seconds, images_per_second, with_balanced=False):
+        """Prints the line of an epoch (from 1) that has ended.
+
+        Args:
+            epoch, loss, accuracy: its number, and the means over its steps.
+            evaluations: {split: Evaluation} of after it.
+            seconds, images_per_second: how long it took, and the speed of its steps.
+            with_balanced: as in `Evaluation.accuracies`.
+        """
         self.close()
         parts = ["train loss %.4f accuracy %.2f%%" % (loss, 100 * accuracy)]
-        parts += ["%s loss %.4f accuracy %.2f%%" % (split, evaluation.loss, 100 * evaluation.accuracy)
+        parts += ["%s loss %.4f %s" % (split, evaluation.loss, evaluation.accuracies(with_balanced))
                   for split, evaluation in evaluations.items()]
         say("epoch %d/%d  %s  %.1f s%s" % (epoch, self.total_epochs, "  ".join(parts), seconds,
                                            ", %.0f images/s" % images_per_second if images_per_second else ""))

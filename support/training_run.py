@@ -6,16 +6,18 @@ import math
 import os
 import signal
 import time
+import types
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from support import UserError, say
+from support import UserError, pretrained, say
 from support.appearance import appearance_of
 from support.checkpoints import LEAST_VALIDATION, Checkpoints
 from support.configuration import identity
 from support.curves import Curves
-from support.data import FACTS, same_data
+from support.data import FACTS, normalize_by, same_data
+from support.explanations import feature_reuse, kernels_of
 from support.interruption import Interruption, Stopped
 from support.machine import PRECISIONS, fast_precision
 from support.networks import final_side
@@ -31,6 +33,23 @@ POINT_STEPS = 50  # a point of the training curves is the mean of so many steps
 def histograms_are_due(epoch, total_epochs):
     """Whether TensorBoard gets histograms after an epoch (from 1): HISTOGRAMS times in a run, evenly spread."""
     return epoch % math.ceil(total_epochs / HISTOGRAMS) == 0
+
+
+def build_recorded(mean, deviation):
+    """Builds what is saved with the weights: the best score so far on validation, and the normalization of images.
+
+    Args:
+        mean, deviation: those of the images, float32 [C].
+    Returns:
+        a namespace: the variable `best_score`; the placeholder `new_best`, and the operation `set_best` that takes it.
+    """
+    # The name in checkpoints is that of earlier versions.
+    best_score = tf.get_variable("best_accuracy", [], tf.float64, tf.zeros_initializer(), trainable=False)
+    new_best = tf.placeholder(tf.float64, [], "new_best")
+    with tf.variable_scope("normalization"):
+        tf.get_variable("mean", initializer=mean, trainable=False)
+        tf.get_variable("deviation", initializer=deviation, trainable=False)
+    return types.SimpleNamespace(best_score=best_score, new_best=new_best, set_best=best_score.assign(new_best))
 
 
 class TrainingRun:
@@ -54,6 +73,7 @@ class TrainingRun:
 
     def __init__(self, config, data):
         self.config, self.data = config, data
+        self._check_start()
         # Maps of one pixel: a single image would be normalized to zero, whatever it shows.
         least = 2 if final_side(config, data.image_shape) == 1 else 1
         self.cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm, config.worker_timeout,
@@ -72,10 +92,24 @@ class TrainingRun:
         self._fit_batch()
         self._directory = RunDirectory(self._folder, self._identity) if self.cluster.is_chief else None
         self._logs = self._curves = self._checkpoints = self._net = None
+        self._with_balanced = "balanced" in config.class_weights or config.best_by == "balanced_accuracy"
         self._interruption = Interruption()
         self._context = contextlib.ExitStack()
         self._train_seconds, self._timed_steps = 0.0, 0
         self._point = [0.0, 0.0, 0]  # sums of loss and accuracy, and their number, since the last point of the curves
+
+    def _check_start(self):
+        """Normalizes the images as the run's `weights` need them; raises UserError for what needs weights."""
+        start, config = self.config.starting_point, self.config
+        if start is None and config.train_only != "all":
+            raise UserError("train_only=%s freezes layers that have learned nothing: give weights= to start from, or "
+                            "leave it out" % config.train_only)
+        if start is not None:
+            channels = self.data.image_shape[2]
+            if len(start.mean) != channels:
+                raise UserError("weights=%s take images with %d channels, and those of %s have %d: give other weights"
+                                % (config.weights, len(start.mean), config.dataset, channels))
+            normalize_by(self.data, start.mean, start.deviation)
 
     def _go_on_with_earlier_name(self, fingerprint):
         """Keeps the name of a run on these data that an earlier version made; it named all folders' runs alike."""
@@ -143,8 +177,8 @@ class TrainingRun:
             self._checkpoints = Checkpoints(self._directory)
         with cluster.watched(), tf.Session(cluster.target, config=cluster.session_config(config.precision)) as sess:
             sess.run(net.initialize)
-            if cluster.is_chief:
-                self._checkpoints.restore_newest(sess)
+            if cluster.is_chief and not self._checkpoints.restore_newest(sess) and config.starting_point:
+                say(pretrained.start_from(sess, config.starting_point.read(config.cache_dir), self.data.class_names))
             cluster.copy_from_chief(sess)
             yield sess
 
@@ -319,8 +353,9 @@ class TrainingRun:
         self._evaluations[split] = evaluation
         if self.cluster.is_chief:
             self._logs.evaluation(split, step, evaluation, getattr(self.data, split).images, self.data.class_names)
-        if split == "validation" and evaluation.accuracy >= sess.run(self._net.best_accuracy):  # ties: the later one
-            sess.run(self._net.set_best, {self._net.new_best: evaluation.accuracy})
+        score, recorded = evaluation.score(self.config.best_by), self._net.recorded
+        if split == "validation" and score >= sess.run(recorded.best_score):  # ties: the later one
+            sess.run(recorded.set_best, {recorded.new_best: score})
             if self.cluster.is_chief:
                 self._checkpoints.save_best(sess, step)  # before the newest, which records it
 
@@ -334,9 +369,10 @@ class TrainingRun:
             loss, accuracy = loss / max(1, count), accuracy / max(1, count)
             now = time.monotonic()
             seconds, speed = now - self._epoch_started, self._images_per_second(self._before_epoch)
-            self._progress.epoch(epoch, loss, accuracy, self._evaluations, seconds, speed)
+            self._progress.epoch(epoch, loss, accuracy, self._evaluations, seconds, speed, self._with_balanced)
             row = {"%s_%s" % (split, name): getattr(evaluation, name)
-                   for split, evaluation in self._evaluations.items() for name in ("loss", "accuracy")}
+                   for split, evaluation in self._evaluations.items()
+                   for name in ("loss", "accuracy", "balanced_accuracy")}
             self._curves.add(epoch=epoch, step=step, learning_rate=self._rate, train_loss=loss,
                              train_accuracy=accuracy, seconds=seconds, images_per_second=speed, **row)
             self._epoch_started = now
@@ -353,6 +389,8 @@ class TrainingRun:
         """Writes and prints the result of the test after the last step, and sets `result`."""
         if self.cluster.is_chief:
             self.evaluated(sess, "test", step, evaluation)
+            self._logs.reuse(step, feature_reuse(kernels_of(sess), self.config.blocks, self.config.growth_k,
+                                                 self.config.bottleneck))
             best, count = self._judged, len(self.data.validation)
             if 0 < count < LEAST_VALIDATION:
                 say("%d validation images are too few to choose weights by: the last ones are tested" % count)
@@ -363,16 +401,20 @@ class TrainingRun:
                 "steps": step,
                 "test_accuracy": float(evaluation.accuracy),
                 "test_loss": float(evaluation.loss),
+                "test_balanced_accuracy": evaluation.balanced_accuracy,
+                "test_class_recall": dict(zip(self.data.class_names, evaluation.class_recall())),
                 "checkpoint": "dense.ckpt-%d" % step if best is None else "best/dense.ckpt-%d" % best,
                 "train_seconds": round(self._train_seconds, 3),
                 "images_per_second": round(self._images_per_second(), 1),
                 "tensorflow": tf.VERSION,
                 "hyperparameters": dict(self._settings, total_epochs=self.config.total_epochs),
             }
+            if evaluation.top_5_accuracy is not None:
+                result["test_top_5_accuracy"] = evaluation.top_5_accuracy
             self.result = json.loads(json.dumps(result))  # of plain types, as when it is read again
             self._directory.write_json("result.json", self.result)
-            say("test accuracy %.2f%%, loss %.4f, of the %s weights, after epoch %d (%s)" % (
-                100 * evaluation.accuracy, evaluation.loss, "last" if best is None else "best",
+            say("test %s, loss %.4f, of the %s weights, after epoch %d (%s)" % (
+                evaluation.accuracies(self._with_balanced), evaluation.loss, "last" if best is None else "best",
                 (best or step) // self.steps_per_epoch, os.path.join(self._folder, "result.json")))
             self._logs.end(step)
             self._logs.stop_if_it_cannot_write()

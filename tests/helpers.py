@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import Densenet
-from support import command_line, download
+from support import command_line, download, modes
 from support.augmentation import training_batches
 from support.interruption import URGENT, WARNINGS
 from support.settings import shown
@@ -115,3 +115,9 @@ def read(path):
 def main(arguments):
     """Runs the program in this process; returns its exit status."""
     return command_line.main(Densenet, arguments)
+
+
+def trained_parts(**run):
+    """Returns (config, directory, facts) of a trained run."""
+    found = modes.trained_network(Densenet.choose, **run)
+    return found.config, found.directory, found.facts

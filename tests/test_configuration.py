@@ -83,7 +83,7 @@ def test_the_shipped_defaults_match_the_constants():
 def test_every_hyperparameter_either_identifies_a_run_or_can_change():
     free = {"mode", "data_dir", "cache_dir", "digits_stand_in", "total_epochs", "memory_efficient", "devices",
             "worker_timeout", "checkpoint", "images", "json", "log_dir", "model_dir", "run_name", "checkpoint_minutes",
-            "trace_step", "test_every_epoch", "handwriting", "pixel_range", "truncated_images"}
+            "trace_step", "test_every_epoch", "handwriting", "pixel_range", "truncated_images", "heatmaps"}
     assert set(Densenet.IDENTIFYING) | free == set(declared(Densenet)) and not free & set(Densenet.IDENTIFYING)
 
 
@@ -96,26 +96,6 @@ def test_a_long_run_name_is_shortened_and_stays_distinct():
     assert all(name.startswith("mnist-shift=5-rotation=12.5-network=densenet_bc_100_12-") for name in names)
     assert names[0] == Densenet.choose(seed=100, **given).run_name
     assert all(settings.file_name().parse(name) == name for name in names)
-
-
-def test_settings_of_earlier_versions_are_converted():
-    """Uses settings.json of an image folder and of MNIST as written by the previous version."""
-    found = configuration.of_earlier_versions({
-        "dataset": "folder", "validation_size": None, "image_size": 64, "crop_area": 1.0, "network": "densenet_folder",
-        "transition_channels": None, "stem_channels": None, "growth_k": 32})
-    unrecorded = {"cutout": 0, "shift_average": 0, "transition_pooling": "average"}
-    assert found == dict(unrecorded, dataset="folder", validation_size=0.1, image_size=64, crop_area=1.0,
-                         transition_channels=0, stem_channels=0, growth_k=32)
-    assert configuration.of_earlier_versions({"dataset": "mnist", "image_size": None, "crop_area": 1.0,
-                                              "network": "densenet_mnist"}) == dict(unrecorded, dataset="mnist")
-
-
-def test_a_run_from_before_max_pooling_keeps_its_average_pooling():
-    """CIFAR's default is max pooling now. Pooling has no weights, so that a checkpoint does not tell the two apart."""
-    recorded = {"dataset": "cifar10", "growth_k": 24, "cutout": 3}
-    config = Densenet.choose(**configuration.of_earlier_versions(recorded))
-    assert Densenet.choose(dataset="cifar10").transition_pooling == "max"
-    assert (config.transition_pooling, config.shift_average, config.cutout) == ("average", 0, 3)
 
 
 def test_image_size_is_refused_where_it_has_no_effect():

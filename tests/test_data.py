@@ -2,8 +2,17 @@
 
 import numpy as np
 import pytest
+from sklearn.utils.class_weight import compute_class_weight
 
-from support.data import Split, class_summary, color_preprocessing, data_set, same_data
+from support.data import (
+    Split,
+    balanced_class_weights,
+    class_summary,
+    color_preprocessing,
+    data_set,
+    normalize_by,
+    same_data,
+)
 from support.file_reading import DataError
 
 
@@ -91,3 +100,30 @@ def test_the_summary_of_many_classes_shows_the_smallest():
         "100 classes (training + validation + test images), the 2 smallest of which are: c7 3 + 0 + 0, c50 3 + 0 + 1",
         "fewer than 5 training images, too few to learn from: c7, c50 and 1 more",
         "no test images, so that nothing is known of the accuracy: c7, c1 and 48 more"]
+
+
+def test_classes_of_unequal_size_are_pointed_out():
+    train = [0] * 40 + [1] * 12 + [2] * 20
+    assert summary(train, [], [0, 1, 2])[1:] == [
+        "cat has 40 training images, and dog 12: class_weights=balanced and best_by=balanced_accuracy count each class "
+        "alike"]
+    assert summary(train, [], [0, 1, 2], weighted=True)[1:] == []
+    assert summary(train + [1] * 2, [], [0, 1, 2])[1:] == []
+
+
+def test_balanced_class_weights_match_scikit_learn():
+    labels = np.repeat([0, 1, 3], [50, 7, 13])  # class 2 has no image
+    found = balanced_class_weights(labels, 4)
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    np.testing.assert_allclose(found[[0, 1, 3]], expected, rtol=1e-6)
+    assert found[2] == 0 and found[labels].mean() == pytest.approx(1.0)
+
+
+def test_images_are_normalized_as_weights_need_them():
+    mean, deviation = np.float32([1, 2, 4]), np.float32([2, 4, 8])
+    for black, border in ((True, [-0.5, -0.5, -0.5]), (False, [0, 0, 0])):
+        split = Split(np.arange(60, dtype=np.uint8).reshape(5, 2, 2, 3), np.arange(5))
+        data = data_set("x", split, split, "abcde", 0, black)
+        normalize_by(data, mean, deviation)
+        assert data.mean.tolist() == [1, 2, 4] and data.deviation.tolist() == [2, 4, 8]
+        assert data.border.tolist() == border

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import types
 
 import numpy as np
@@ -299,3 +300,35 @@ def test_averages_over_image_variants_match_numpy(flip_average, shift_average, t
                                          {net.images: images})
         powers = np.exp(np.array(logits, np.float64))
         np.testing.assert_allclose(probabilities, powers.max(2) / powers.sum(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [
+    dict(devices=2, weight_decay=0.1, dropout_rate=0.2)] + [pytest.param(one, marks=pytest.mark.campaign) for one in (
+        dict(), dict(devices=2, sync_batch_norm=True), dict(memory_efficient=True),
+        dict(precision="bfloat16", optimizer="sgd"), dict(precision="float16", optimizer="momentum"))], ids=str)
+@pytest.mark.parametrize("train_only, trained", [
+    ("head", ("linear/",)), ("last_block", ("dense_final/", "linear_batch/", "linear/"))])
+def test_frozen_layers_have_no_slots_and_stand_still(train_only, trained, options, tiny_mnist):
+    if "precision" in options and tf.VERSION.startswith("1."):
+        pytest.skip("TensorFlow 1.15 lacks kernels for it on the CPU")
+    with before_the_first_step(tiny_mnist, train_only=train_only, **options) as (sess, net, images, labels):
+        variables = {variable.op.name: variable for variable in tf.global_variables()}
+        before = sess.run(variables)
+        for _ in range(3):
+            sess.run(net.train, {net.images: images, net.labels: labels, net.rate: 0.1})
+        after = sess.run(variables)
+    of_network = re.compile("conv|batch|linear|dense_|trans_")
+    changed = {name for name in before if np.any(before[name] != after[name]) and of_network.match(name)}
+    assert changed == {name for name in before if name.startswith(trained)}
+    assert "linear/kernel" in changed and not any(
+        name.endswith(("/Adam", "/Momentum")) and not name.startswith(trained) for name in before)
+
+
+def test_frozen_layers_are_computed_as_in_inference(tiny_mnist):
+    with before_the_first_step(tiny_mnist, train_only="head") as (sess, net, images, labels):
+        for variable in tf.global_variables():
+            if variable.op.name.endswith(("moving_mean", "moving_variance")):
+                variable.load(np.random.RandomState(0).uniform(0.5, 2.0, variable.shape), sess)
+        trained, *inferred = (sess.run(logits, {net.images: images, net.labels: labels})
+                              for logits in logits_in(tf.get_default_graph()))
+    np.testing.assert_allclose(trained, inferred[0], atol=1e-5)

@@ -1,6 +1,7 @@
 """Metrics of an evaluation with known values, and the evaluation of a network on a split."""
 
 import collections
+import dataclasses
 import json
 import tracemalloc
 import types
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from helpers import tiny_config
+from sklearn.metrics import balanced_accuracy_score
 
 import Densenet
+from support import projector
 from support.data import Split
 from support.evaluation import Evaluation, evaluate_split
 from support.pictures import pictures_of
@@ -29,13 +32,35 @@ FOUND = from_matrix([[6, 2, 0], [1, 3, 0], [0, 0, 0]], [(4, 0, 1, 0.75), (2, 1, 
 
 def test_metrics_have_known_values():
     assert FOUND.accuracy == 0.75
-    assert FOUND.class_accuracies() == [0.75, 0.75, None]
+    assert FOUND.class_recall() == [0.75, 0.75, None]
     assert FOUND.confusions() == [(2, 0, 1), (1, 1, 0)]
     assert FOUND.class_counts().tolist() == [8, 4, 0]
     assert FOUND.confusion_of([1, 0]).tolist() == [[3, 1], [2, 6]] and FOUND.confusion_of([2]).tolist() == [[0]]
     content = FOUND.as_json(NAMES)
     assert content["images"] == 12 and content["confusion_matrix"] == [[6, 2, 0], [1, 3, 0], [0, 0, 0]]
-    assert content["accuracy"] == 0.75 and content["class_accuracies"] == [0.75, 0.75, None]
+    assert content["accuracy"] == 0.75 and content["class_recall"] == [0.75, 0.75, None]
+
+
+def test_balanced_accuracy_matches_scikit_learn():
+    random = np.random.RandomState(0)
+    labels = random.choice(4, 200, p=[0.7, 0.2, 0.1, 0.0])
+    predicted = np.where(random.rand(200) < 0.3, random.choice(3, 200), labels)
+    found = Evaluation(0.5, labels, predicted, 4, [])
+    assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted), rel=1e-12)
+    assert found.as_json("abcd")["balanced_accuracy"] == found.balanced_accuracy != found.accuracy
+
+
+def test_the_score_of_the_best_weights():
+    assert FOUND.score("accuracy") == FOUND.score("balanced_accuracy") == 0.75
+    assert FOUND.score("loss") == pytest.approx(0.60653066, rel=1e-6)  # exp(-0.5)
+
+
+def test_accuracies_as_text():
+    equal = from_matrix([[6, 2], [2, 4]], [])
+    assert equal.accuracies() == "accuracy 71.43%"
+    assert equal.accuracies(with_balanced=True) == "accuracy 71.43%, balanced accuracy 70.83%"
+    assert FOUND.accuracies() == "accuracy 75.00%, balanced accuracy 75.00%"  # twice as many of one class
+    assert dataclasses.replace(equal, in_top_5=7).accuracies() == "accuracy 71.43%, top-5 accuracy 50.00%"
 
 
 def test_table():
@@ -60,9 +85,9 @@ def test_many_classes_have_the_frequent_confusions_instead_of_the_matrix():
     assert "confusion_matrix" not in content and evaluation.confusion is None
     assert content["frequent_confusions"][0] == {"images": 3, "true": "class 7", "predicted": "class 9"}
     assert [entry["true"] for entry in content["frequent_confusions"][1:]] == names[40:60]
-    assert content["class_accuracies"] == [1.0] * 7 + [0.7] + [1.0] * 32 + [0.9] * 20 + [1.0] * 239 + [None]
+    assert content["class_recall"] == [1.0] * 7 + [0.7] + [1.0] * 32 + [0.9] * 20 + [1.0] * 239 + [None]
     lines = [" ".join(line.split()) for line in evaluation.table(names)]
-    assert len(lines) == 42 and lines[0] == "lowest accuracies, of 300 classes, 299 of them with images:"
+    assert len(lines) == 42 and lines[0] == "lowest recall, of 300 classes, 299 of them with images:"
     assert lines[1:4] == ["class 7 70.00%", "class 40 90.00%", "class 41 90.00%"]
     assert lines[21:24] == ["most frequent confusions:", "3 times class 7 for class 9", "1 times class 40 for class 0"]
     assert evaluation.most_confused(4) == [0, 7, 9, 40]
@@ -72,22 +97,25 @@ class Network:
     """A session and its tensors: an image's channels say which class (two bytes) and which loss this answers."""
 
     def __init__(self, batch_size):
-        self.net = types.SimpleNamespace(images=Placeholder(batch_size), labels="labels", losses=0, predicted=1,
-                                         probabilities=2)
+        self.net = types.SimpleNamespace(images=Placeholder(batch_size, 1, 1, 3), labels="labels", losses=0,
+                                         predicted=1, probabilities=2, maps=3, in_top_5=4,
+                                         embedding=Placeholder(None, 2))
         self.seen = 0
 
     def run(self, fetches, feeds):
         low, high, loss = feeds[self.net.images][:, 0, 0].T.astype(np.float32)
         self.seen += len(low)
-        answers = loss, (low + 256 * high).astype(np.int64), 1 / (1 + loss)
+        answers = {0: loss, 1: (low + 256 * high).astype(np.int64), 2: 1 / (1 + loss), 3: loss[:, None, None],
+                   4: loss < 100,
+                   self.net.embedding: np.stack([low, loss], 1)}
         return [answers[fetch] for fetch in fetches]
 
 
 class Placeholder:
-    """The images that are fed: only the shape counts."""
+    """A tensor of which only the shape counts."""
 
-    def __init__(self, batch_size):
-        self.shape = (batch_size, 1, 1, 3)
+    def __init__(self, *shape):
+        self.shape = shape
 
 
 def answered(count, class_num):
@@ -105,6 +133,8 @@ def answered(count, class_num):
 def check(evaluation, split, predicted, losses):
     assert evaluation.loss == pytest.approx(losses.mean(), rel=1e-12)
     assert evaluation.accuracy == np.mean(predicted == split.labels)
+    # The Network's true class is among the five most probable ones for losses below 100.
+    assert evaluation.top_5_accuracy == (np.mean(losses < 100) if evaluation.class_num > 10 else None)
     pairs = collections.Counter((true, found) for true, found in zip(split.labels.tolist(), predicted.tolist())
                                 if true != found)
     assert evaluation.confusions() == sorted(((count,) + pair for pair, count in pairs.items()),
@@ -114,12 +144,29 @@ def check(evaluation, split, predicted, losses):
     assert [mistake[:3] for mistake in evaluation.mistakes] == [
         (index, split.labels[index], predicted[index]) for index in surest]
     assert [mistake[3] for mistake in evaluation.mistakes] == pytest.approx(1 / (1 + losses[surest]), rel=1e-6)
+    assert evaluation.maps.ravel().tolist() == losses[surest].tolist()
 
 
 def test_an_evaluation_has_each_images_answer():
     data, split, predicted, losses = answered(99, 7)
     session = Network(13)
     check(evaluate_split(session, session.net, split, data), split, predicted, losses)
+
+
+def test_without_mistakes_there_are_no_maps():
+    data, split, predicted, _ = answered(20, 7)
+    session = Network(13)
+    evaluation = evaluate_split(session, session.net, Split(split.images, predicted), data)
+    assert evaluation.mistakes == [] and evaluation.maps is None and evaluation.embedding is None
+
+
+def test_the_embedding_is_of_evenly_spaced_images_where_there_are_many(monkeypatch):
+    monkeypatch.setattr(projector, "MOST_POINTS", 40)
+    data, split, predicted, losses = answered(99, 7)
+    session = Network(13)
+    rows, vectors = evaluate_split(session, session.net, split, data, embed=True).embedding
+    assert rows.tolist() == [place * 99 // 40 for place in range(40)]
+    np.testing.assert_array_equal(vectors, np.stack([predicted[rows] % 256, losses[rows]], 1))
 
 
 def test_all_workers_get_the_result_of_all_images():
@@ -129,15 +176,20 @@ def test_all_workers_get_the_result_of_all_images():
     def evaluate_as(task, total):
         session = Network(13)
         cluster = types.SimpleNamespace(task=task, workers=["a", "b", "c"], total=total)
-        evaluation = evaluate_split(session, session.net, split, data, cluster)
+        evaluation = evaluate_split(session, session.net, split, data, cluster, embed=True)
         seen.append(session.seen)
         return evaluation
 
     for task in range(3):
         evaluate_as(task, lambda sess, values: sent.append(values) or values)
-    assert seen == [39, 39, 26] and len({len(values) for values in sent}) == 1  # 8 batches; the last is padded
+    # 8 batches, of which the last is padded, and in each worker one of mistakes
+    assert seen == [52, 52, 39] and len({len(values) for values in sent}) == 1
     for task in range(3):
-        check(evaluate_as(task, lambda sess, values: np.sum(sent, 0)), split, predicted, losses)
+        evaluation = evaluate_as(task, lambda sess, values: np.sum(sent, 0))
+        check(evaluation, split, predicted, losses)
+        rows, vectors = evaluation.embedding
+        assert rows.tolist() == list(range(99))
+        np.testing.assert_array_equal(vectors, np.stack([predicted % 256, losses], 1))
 
 
 def test_memory_grows_with_the_number_of_classes_and_not_with_its_square():

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 import test_cifar10
-from helpers import TINY, curves, main, read
+from helpers import TINY, curves, main, read, trained_parts
 from PIL import Image
 from test_image_folder import TINY_FOLDER, shapes  # noqa: F401
 
 import cifar10
 import Densenet
-from support import UserError, image_folder, modes
+from support import UserError, image_folder
 
 SERVE = """
 import sys
@@ -128,7 +128,7 @@ def test_other_data_are_evaluated_and_marked(run, capsys):
     output = capsys.readouterr().out
     assert content["images"] == 330 and content["data_dir"] == os.path.abspath("other")
     assert "other holds other data than model/mnist-mine was trained on: 330 images are evaluated" in output
-    assert "accuracy on other data than the run's " in output
+    assert "on other data than the run's: accuracy " in output
     assert read("model/mnist-mine/evaluation_of_other.json") == content
     assert read("model/mnist-mine/evaluation.json") == before
     with pytest.raises(UserError, match="holds a run with other settings .*test images: 45, now 330"):
@@ -308,9 +308,9 @@ def test_incomplete_runs_are_refused(run):
 def test_the_plain_command_finds_the_run_on_digits(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(str(tmp_path))
     Densenet.train(dataset="digits", blocks=(1, 1), growth_k=4, total_epochs=1, run_name="digits")
-    assert modes.trained_run(Densenet.choose, run_name="digits")[0].dataset == "digits"
+    assert trained_parts(run_name="digits")[0].dataset == "digits"
     os.rename("model/digits", "model/kept")
     with pytest.raises(UserError, match=r"of those in model \(kept\)"):
-        modes.trained_run(Densenet.choose)
+        trained_parts()
     os.rename("model/kept", "model/digits")
-    assert modes.trained_run(Densenet.choose)[0].blocks == (1, 1)  # the plain command
+    assert trained_parts()[0].blocks == (1, 1)  # the plain command

@@ -22,10 +22,10 @@ def parameters(network, image_shape, class_num):
     pytest.param("densenet_bc_250_24", (32, 32, 3), 10, 15324406, marks=pytest.mark.campaign),
     pytest.param("densenet_bc_190_40", (32, 32, 3), 10, 25624430, marks=pytest.mark.campaign),
     ("densenet_121", (224, 224, 3), 1000, 7978856),
-    ("densenet_169", (224, 224, 3), 1000, 14149480),
-    ("densenet_201", (224, 224, 3), 1000, 20013928),
-    ("densenet_161", (224, 224, 3), 1000, 28681000),
-    ("densenet_full_cifar", (32, 32, 3), 10, 10236298),
+    pytest.param("densenet_169", (224, 224, 3), 1000, 14149480, marks=pytest.mark.campaign),
+    pytest.param("densenet_201", (224, 224, 3), 1000, 20013928, marks=pytest.mark.campaign),
+    pytest.param("densenet_161", (224, 224, 3), 1000, 28681000, marks=pytest.mark.campaign),
+    pytest.param("densenet_full_cifar", (32, 32, 3), 10, 10236298, marks=pytest.mark.campaign),
     ("densenet_mnist_first", (28, 28, 1), 10, 607930),
 ])
 def test_parameter_counts(network, image_shape, class_num, expected):

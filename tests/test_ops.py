@@ -89,11 +89,22 @@ def test_statistics_advance_once_for_any_fetches():
         assert sess.run(local_step) == 3
 
 
-def numpy_conv(x, weights, stride):
-    """Computes a SAME convolution by definition, in float64."""
+@pytest.mark.parametrize("epsilon", [0.1, 0.00002])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalization_with_another_epsilon(training, epsilon):
+    x = np.random.RandomState(0).randn(4, 3, 5, 2) * [1.0, 0.01]  # the second channel's variance is about 0.0001
+    mean, variance = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if training else (0.0, 1.0)
+    y = run(ops.Batch_Normalization(tf.constant(x, tf.float32), training, "norm", epsilon=epsilon))
+    np.testing.assert_allclose(y, (x - mean) / np.sqrt(variance + epsilon), rtol=1e-3, atol=1e-4)
+
+
+def numpy_conv(x, weights, stride, padding=None):
+    """Computes a convolution by definition, in float64: with SAME padding, or with `padding` zeros on every side."""
     side = weights.shape[0]
     size = [-(-length // stride) for length in x.shape[1:3]]
     before = [max((n - 1) * stride + side - length, 0) // 2 for n, length in zip(size, x.shape[1:3])]
+    if padding is not None:
+        size, before = [(length + 2 * padding - side) // stride + 1 for length in x.shape[1:3]], [padding] * 2
     padded = np.pad(x, [(0, 0)] + [(b, side) for b in before] + [(0, 0)], "constant")
     y = np.zeros((len(x), size[0], size[1], weights.shape[3]))
     for row in range(size[0]):
@@ -103,13 +114,15 @@ def numpy_conv(x, weights, stride):
     return y
 
 
-@pytest.mark.parametrize("kernel,stride", [(1, 1), (3, 1), (3, 2), (7, 2)])
-def test_conv_layer(kernel, stride):
+@pytest.mark.parametrize("kernel,stride,padding", [
+    (1, 1, None), (3, 1, None), (3, 2, None), (7, 2, None), (7, 2, 3), (3, 1, 0)])
+def test_conv_layer(kernel, stride, padding):
     x = np.random.RandomState(0).randn(2, 13, 7, 3).astype(np.float32)
-    y = ops.conv_layer(tf.constant(x), 5, kernel, stride, "conv")
+    y = ops.conv_layer(tf.constant(x), 5, kernel, stride, "conv", padding="SAME" if padding is None else padding)
     assert [variable.op.name for variable in tf.global_variables()] == ["conv/kernel"]
     found, weights = run([y, tf.global_variables()[0]])
-    np.testing.assert_allclose(found, numpy_conv(x.astype(np.float64), weights.astype(np.float64), stride), atol=1e-4)
+    expected = numpy_conv(x.astype(np.float64), weights.astype(np.float64), stride, padding)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_initial_weights_depend_only_on_seed_and_name():
@@ -179,3 +192,14 @@ def test_concatenation_linear_and_relu():
     np.testing.assert_array_equal(joined, np.concatenate(parts, 3))
     np.testing.assert_array_equal(rectified, np.maximum(features, 0))
     np.testing.assert_allclose(logits, features.astype(np.float64) @ weights, atol=1e-5)
+
+
+def test_max_pooling_with_zeros_on_every_side():
+    x = np.random.RandomState(0).rand(2, 7, 6, 3).astype(np.float32)
+    found = run(ops.Max_Pooling(tf.constant(x), padding=1))
+    padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], "constant")
+    assert found.shape == (2, 4, 3, 3)
+    for row in range(4):
+        for column in range(3):
+            window = padded[:, 2 * row:2 * row + 3, 2 * column:2 * column + 3]
+            np.testing.assert_array_equal(found[:, row, column], window.max((1, 2)))

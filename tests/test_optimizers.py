@@ -28,7 +28,9 @@ def test_half_precision_is_near_float32_and_keeps_float32_weights(precision, tol
     assert costs[precision] != costs["float32"]
 
 
-@pytest.mark.parametrize("optimizer,weight_decay,devices", [("momentum", 0.0, 2), ("adam", 0.25, 1), ("sgd", 0.25, 1)])
+@pytest.mark.parametrize("optimizer,weight_decay,devices", [
+    ("momentum", 0.0, 2), pytest.param("adam", 0.25, 1, marks=pytest.mark.campaign),
+    pytest.param("sgd", 0.25, 1, marks=pytest.mark.campaign)])
 def test_the_loss_of_float16_is_scaled(optimizer, weight_decay, devices, tiny_mnist):
     """If the scale is too large, no weight changes, the scale halves, and the step counts; else steps match float32.
 
@@ -70,6 +72,23 @@ def test_weight_decay_matches_numpy(tiny_mnist, optimizer, factor):
         np.testing.assert_allclose(moved[0.25][name][1], expected, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum"])
+def test_the_classifier_may_have_a_rate_of_its_own(optimizer, tiny_mnist):
+    moved = {}
+    for head_rate in (1.0, 4.0):
+        with before_the_first_step(tiny_mnist, optimizer=optimizer, weight_decay=0.1,
+                                   head_rate=head_rate) as (sess, net, images, labels):
+            names = [variable.op.name for variable in tf.trainable_variables()]
+            before = sess.run(tf.trainable_variables())
+            sess.run(net.train, {net.images: images, net.labels: labels, net.rate: 0.125})
+            after = sess.run(tf.trainable_variables())
+            moved[head_rate] = {name: new - old for name, new, old in zip(names, after, before)}
+    for name, usual in moved[1.0].items():
+        factor = 4.0 if name.startswith("linear/") else 1.0
+        np.testing.assert_allclose(moved[4.0][name], factor * usual, atol=1e-5,
+                                   err_msg=name)
+
+
 def test_weight_decay_adds_dependencies_in_proportion_to_variables(tiny_mnist):
     """A quadratic number of dependencies took 240 MB of memory for a memory-efficient DenseNet-BC-100."""
     waits = {}
@@ -87,7 +106,8 @@ def test_steps_of_momentum_match_numpy(optimizer):
     start, curvature, rate, decay = np.array([1.0, -2.0, 0.5]), np.array([1.0, 0.5, 3.0]), 0.125, 0.25
     with tf.Graph().as_default(), tf.Session() as sess:
         weights = tf.get_variable("weights", initializer=start.astype(np.float32))
-        config = types.SimpleNamespace(optimizer=optimizer, epsilon=1.0, weight_decay=decay, precision="float32")
+        config = types.SimpleNamespace(optimizer=optimizer, epsilon=1.0, weight_decay=decay, precision="float32",
+                                       head_rate=1.0)
         train = optimizer_of(config, tf.constant(rate)).minimize(
             tf.reduce_sum(tf.constant(curvature, tf.float32) * weights ** 2) / 2)
         sess.run(tf.global_variables_initializer())

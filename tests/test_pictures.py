@@ -1,13 +1,24 @@
 """Pixels of the pictures of an evaluation."""
 
 import io
+import os
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from test_evaluation import FOUND, NAMES, from_matrix
 
-from support.pictures import GREY, confusion_picture, mistakes_picture, pictures_of
+from support.pictures import (
+    GREY,
+    confusion_picture,
+    heat_map,
+    is_heat_map,
+    mistakes_picture,
+    pictures_of,
+    reuse_pictures,
+    write_reuse_picture,
+)
+from support.run_directory import RunDirectory
 
 CARD = 300  # pixels that a card of TensorBoard shows, about
 
@@ -91,3 +102,108 @@ def test_mistakes_picture():
         assert pixels[20, 20].tolist() == [160] * 3 and pixels[20, 100 + 20].tolist() == [80] * 3
         pixels = opened(mistakes_picture(images, FOUND.mistakes * 6, NAMES))
         assert pixels.shape[1] == CARD
+
+
+def test_a_mistakes_map_is_outlined_and_the_picture_kept():
+    """Maps of 2x2 places: one with its maximum at the upper right, one without a positive value, one of one value."""
+    images = np.full([3, 8, 8, 3], 90, np.uint8)
+    mistakes = [(index, 0, 1, 0.5) for index in range(3)]
+    maps = np.float32([[[-3, 5], [-9, -1]], [[-1, -1], [-2, 0]], [[4, 4], [4, 4]]])
+    plain, outlined = (opened(mistakes_picture(images, mistakes, NAMES, given)) for given in (None, maps))
+    changed = (plain != outlined).any(2)
+    rows, columns = np.nonzero(changed)
+    assert 0 < changed.sum() < 300 and columns.max() < 96 and rows.max() < 46 and columns.min() > 46
+    line, around = (np.argwhere(changed & (outlined == colour).all(2)) for colour in ([255, 225, 0], [0, 0, 0]))
+    assert len(line) + len(around) == changed.sum()
+    assert line[:, 0].mean() < around[:, 0].mean() and line[:, 1].mean() > around[:, 1].mean()  # it is inside
+    evaluation = from_matrix([[6, 2, 0], [1, 3, 0], [0, 0, 0]], mistakes)
+    evaluation.maps = maps
+    np.testing.assert_array_equal(opened(pictures_of(evaluation, images, NAMES)["most_confident_mistakes"]), outlined)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_heat_map_colours_what_speaks_for_the_class_and_nothing_else(channels):
+    picture = np.full([320, 320, channels], 100, np.uint8)
+    pixels = drawn(heat_map(picture, np.float32([[-4, 0.5], [-1, 8]]), "dog", 0.9))
+    assert pixels.shape[0] > 340 and pixels.shape[1] == 320
+    assert (pixels[:320, :80] == 100).all() and (pixels[:80, :160] == 100).all()  # against the class
+    red, green, _ = pixels[318, 318]
+    assert red > 150 and green < 60  # the maximum
+    slightly = pixels[2, 318]
+    assert slightly[0] > 100 and abs(slightly - 100).sum() < abs(pixels[318, 318] - 100).sum()
+    assert (pixels[322:] < 100).any()  # text
+
+
+def drawn(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("values", [[[-2, -1], [-5, -1]], [[0, 0], [0, 0]], [[np.nan, 1], [1, 1]]])
+def test_a_map_without_a_positive_maximum_leaves_the_picture_unchanged(values):
+    picture = np.random.RandomState(0).randint(0, 256, [300, 300, 3]).astype(np.uint8)
+    np.testing.assert_array_equal(drawn(heat_map(picture, np.float32(values), "dog", 0.9))[:300], picture)
+
+
+def test_a_map_of_one_place_colours_the_whole_picture_alike():
+    pixels = drawn(heat_map(np.full([300, 300, 1], 50, np.uint8), np.float32([[3]]), "dog", 0.9))[:300]
+    assert (pixels == pixels[0, 0]).all() and pixels[0, 0].tolist() != [50, 50, 50]
+
+
+@pytest.mark.parametrize("name", ["dog", "a name that is much longer than a picture is wide, of a species 0017",
+                                  "W" * 40, "émeu"])
+def test_the_text_of_a_heat_map_is_not_cut_off(name):
+    """The right-most and lowest pixels stay free, whatever the name."""
+    pixels = drawn(heat_map(np.full([300, 300, 1], 50, np.uint8), np.float32([[3e-05]]), name, 1.0))
+    assert (pixels[300:, -2:] == 255).all() and (pixels[-2:] == 255).all() and (pixels[300:] < 100).any()
+
+
+def test_a_heat_map_is_known_again(folder):
+    with open("a.png", "wb") as file:
+        file.write(heat_map(np.zeros([9, 9, 3], np.uint8), np.float32([[3]]), "dog", 1.0))
+    Image.new("RGB", (9, 9)).save("b.png")
+    assert is_heat_map("a.png") and not is_heat_map("b.png") and not is_heat_map("absent.png")
+
+
+REUSE = {"dense_0": np.array([[0.1, 0.3, 0.2], [np.nan, 0.4, 0.0], [np.nan, np.nan, 0.2]]),
+         "dense_final": np.array([[1.0, 0.5], [np.nan, 0.0]])}
+
+
+def test_feature_reuse_is_drawn_with_what_is_read_in_rows():
+    pixels = opened(reuse_pictures(REUSE)["dense_0"])
+    black = (pixels == 0).all(2)  # the frame of the last column
+    left, right = np.flatnonzero(black.sum(0) > 100)[[0, -1]]
+    top, bottom = np.flatnonzero(black[:, left:right + 1].sum(1) > 30)[[0, -1]]
+    assert (right - left, bottom - top) == (37, 3 * 36 + 1)
+    cells = np.array([[pixels[top + 19 + 36 * row, left + 19 + 36 * (column - 2)] for column in range(3)]
+                      for row in range(3)])
+    strength = 255 * 3 - cells.sum(2)  # darker is more
+    assert strength[1, 1] > strength[0, 1] > strength[0, 2] > strength[0, 0] > strength[1, 2]
+    assert strength[0, 2] == strength[2, 2] and len({tuple(cells[place]) for place in ((1, 0), (2, 0), (2, 1))}) == 1
+    assert tuple(cells[1, 0]) not in {tuple(cells[place]) for place in np.ndindex(3, 3) if place[1] >= place[0]}
+
+
+@pytest.mark.parametrize("layers", [1, 3, 48, 256])
+def test_feature_reuse_fits_on_a_card(layers):
+    means = np.triu(np.ones([layers + 1] * 2))
+    means[np.tril_indices(layers + 1, -1)] = np.nan
+    pixels = opened(reuse_pictures({"dense_0": means})["dense_0"])
+    assert CARD <= pixels.shape[1] <= 1.1 * CARD and (pixels[:, -1] == 255).all() and (pixels[-1] == 255).all()
+
+
+def test_weights_of_zero_are_drawn(folder):
+    assert set(reuse_pictures({"dense_final": np.array([[0.0, 0.0], [np.nan, 0.0]])})) == {"dense_final"}
+
+
+def test_the_picture_of_another_checkpoint_is_kept_under_another_name(folder):
+    directory = RunDirectory("run", {})
+    os.makedirs("run")
+    write_reuse_picture(directory, REUSE)
+    write_reuse_picture(directory, REUSE)
+    assert os.listdir("run") == ["feature_reuse.png"]
+    with open("run/feature_reuse.png", "rb") as file:
+        before = file.read()
+    write_reuse_picture(directory, {"dense_final": REUSE["dense_final"]})
+    assert sorted(os.listdir("run")) == ["feature_reuse-1.png", "feature_reuse.png"]
+    with open("run/feature_reuse-1.png", "rb") as file:
+        assert file.read() == before
+    assert Image.open("run/feature_reuse-1.png").width > Image.open("run/feature_reuse.png").width

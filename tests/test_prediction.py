@@ -6,16 +6,17 @@ import os
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from helpers import main, read
+from helpers import main, read, trained_parts
 from PIL import Image
 from test_image_folder import shapes  # noqa: F401
 from test_modes import ALL, MNIST, image_files, run, runs  # noqa: F401
 
 import Densenet
-from support import UserError, modes
+from support import UserError, prediction
 from support.data import color_preprocessing
 from support.image_reading import read_image
 from support.modes import preparation_of
+from support.pictures import is_heat_map
 
 
 @ALL
@@ -48,10 +49,10 @@ def test_predict(run, capsys):  # noqa: F811
 
 def by_the_training_network(run, pixels):  # noqa: F811
     """Returns the probabilities of uint8 images from the graph that training evaluates, in the run's precision."""
-    config, directory, facts = modes.trained_run(Densenet.choose, **run)
+    config, directory, facts = trained_parts(**run)
     with tf.Graph().as_default(), tf.Session() as sess:
         images = tf.placeholder(tf.float32, [None] + facts["image_shape"])
-        probabilities = tf.nn.softmax(Densenet.inference(images, config, len(facts["class_names"])))
+        probabilities = tf.nn.softmax(Densenet.inference(images, config, len(facts["class_names"])).logits)
         best = tf.train.latest_checkpoint(os.path.join(directory.path, "best"))
         tf.train.Saver().restore(sess, best)
         reader = tf.train.load_checkpoint(best)
@@ -137,3 +138,129 @@ def test_the_preparation_of_an_export_is_that_of_predict(tmp_path):
     pixels = read_image(str(tmp_path / "a.png"), rule["resize"], 3)
     cropped = Image.fromarray(pixels).crop(rule["crop"])
     np.testing.assert_array_equal(np.asarray(cropped), pixels[4:68, 4:68])
+
+
+@ALL
+def test_heat_maps_show_the_map_of_the_first_class(run, monkeypatch):  # noqa: F811
+    """Each is compared with what the features and the classifier's kernel of the checkpoint give."""
+    pixels = image_files(run["run_name"])
+    drawn, draw = [], prediction.heat_map
+
+    def recorded(*arguments):
+        drawn.append(arguments)
+        return draw(*arguments)
+
+    monkeypatch.setattr(prediction, "heat_map", recorded)
+    answers = Densenet.predict(images="images", heatmaps="maps", **run)
+    assert [answer["heatmap"] for answer in answers] == ["maps/%d.png.png" % index for index in range(4)]
+    assert all(is_heat_map(answer["heatmap"]) for answer in answers) and len(os.listdir("maps")) == 4
+    config, directory, facts = trained_parts(**run)
+    names, size = facts["class_names"], facts["image_shape"][0]
+    for answer, (picture, _, name, probability) in zip(answers, drawn):
+        assert (name, probability) == (answer["classes"][0], answer["probabilities"][0])
+        assert picture.shape[0] == picture.shape[1] >= 300 and picture.shape[0] % size == 0
+        assert Image.open(answer["heatmap"]).width >= picture.shape[1]
+    if config.crop_area < 1:  # then the network gets other pixels than those of the files
+        return
+    checkpoint = tf.train.latest_checkpoint(os.path.join(directory.path, "best"))
+    reader = tf.train.load_checkpoint(checkpoint)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        images = tf.placeholder(tf.float32, [None] + facts["image_shape"])
+        features = Densenet.inference(images, config, len(names)).features
+        tf.train.Saver().restore(sess, checkpoint)
+        mean, deviation = (reader.get_tensor("normalization/" + name) for name in ("mean", "deviation"))
+        features = sess.run(features, {images: color_preprocessing(pixels, mean, deviation)}).astype(np.float64)
+    kernel = reader.get_tensor("linear/kernel").astype(np.float64)
+    for found, (_, class_map, name, _) in zip(features, drawn):
+        expected = found @ kernel[:, names.index(name)]
+        np.testing.assert_allclose(class_map, expected, atol=0.03 * np.abs(expected).max())  # bfloat16 in one run
+
+
+@MNIST
+def test_heat_maps_of_images_of_one_name_have_names_of_their_own(run, capsys):  # noqa: F811
+    image_files(run["run_name"])
+    for folder in ("photos/a", "photos/b/c"):
+        os.makedirs(folder)
+        for name in ("1.png", "1.jpg"):
+            Image.open("images/1.png").save(folder + "/" + name)
+    files = ["photos/a/1.jpg", "photos/a/1.png", "photos/b/c/1.jpg", "photos/b/c/1.png"]
+    answers = Densenet.predict(images=["photos", "photos/../photos/a/1.png"], heatmaps="maps", json="a.json", **run)
+    assert [answer["image"] for answer in answers] == files + ["photos/../photos/a/1.png"]
+    assert [answer["heatmap"] for answer in answers] == [
+        file.replace("photos", "maps") + ".png" for file in files] + ["maps/a/1.png.png"]  # the same image as before
+    assert all(is_heat_map(answer["heatmap"]) for answer in answers)
+    assert read("a.json") == answers and "heat maps of 4 images: maps" in capsys.readouterr().out
+    assert not [name for _, _, names in os.walk("maps") for name in names if not name.endswith(".png")]
+
+
+@MNIST
+def test_heat_maps_replace_earlier_ones_and_nothing_else(run):  # noqa: F811
+    image_files(run["run_name"])
+    os.makedirs("maps")
+    Image.new("L", (5, 5)).save("maps/2.png.png")
+    with open("answers.json", "w") as file:
+        file.write("[1]")
+    with pytest.raises(UserError, match=r"maps/2\.png\.png is there and is no heat map, but the one of images/2\.png"):
+        Densenet.predict(images="images", heatmaps="maps", json="answers.json", **run)
+    assert os.listdir("maps") == ["2.png.png"] and Image.open("maps/2.png.png").size == (5, 5)
+    assert read("answers.json") == [1]
+    Densenet.predict(images="images/1.png", heatmaps="maps", **run)
+    Densenet.predict(images="images/1.png", heatmaps="maps", **run)
+    assert sorted(os.listdir("maps")) == ["1.png.png", "2.png.png"]
+    with pytest.raises(UserError, match=r"cannot write the heat maps in images/1\.png \(.*set heatmaps to"):
+        Densenet.predict(images="images/1.png", heatmaps="images/1.png", **run)
+
+
+@MNIST
+def test_heat_maps_are_not_classified(run):  # noqa: F811
+    image_files(run["run_name"])
+    for _ in range(2):
+        answers = Densenet.predict(images="images", heatmaps="images/maps", **run)
+        assert [answer["image"] for answer in answers] == ["images/%d.png" % index for index in range(4)]
+    with open("images/no.png", "w") as file:
+        file.write("no image")
+    Image.new("L", (9, 9)).save("images/maps/mine.png")
+    with pytest.raises(UserError, match="1 of 6 files were skipped"):
+        Densenet.predict(images="images", heatmaps="others", **run)
+    assert sorted(os.listdir("others")) == ["%d.png.png" % index for index in range(4)] + ["maps"]
+    (answer,) = Densenet.predict(images="images/maps/0.png.png", **run)  # named by itself
+    assert answer["image"] == "images/maps/0.png.png"
+
+
+@MNIST
+def test_the_heat_map_of_handwriting_shows_what_the_network_gets(run, monkeypatch):  # noqa: F811
+    """Black on white; the network gets it white on black, cropped and centred."""
+    page = np.full([200, 300], 255, np.uint8)
+    page[30:90, 100:120] = 0
+    Image.fromarray(page).save("page.png")
+    pictures = []
+    monkeypatch.setattr(prediction, "heat_map", lambda picture, *_: pictures.append(picture) or b"")
+    Densenet.predict(images="page.png", handwriting=True, heatmaps="maps", **run)
+    (picture,) = pictures
+    assert picture.shape == (308, 308, 1) and picture[0, 0, 0] == 0 and picture[154, 154, 0] > 200
+    np.testing.assert_array_equal(picture, picture[::11, ::11].repeat(11, 0).repeat(11, 1))
+
+
+@pytest.mark.parametrize("run", ["folder"], indirect=True)
+def test_a_heat_map_shows_the_part_of_the_file_that_the_network_gets(run, monkeypatch):  # noqa: F811
+    """Finer than the network gets it: the photo is a ramp of brightness from left to right, wider than high."""
+    photo = np.tile(np.linspace(0, 255, 1200), (900, 1)).astype(np.uint8)
+    Image.fromarray(photo).convert("RGB").save("photo.png")
+    found = []
+    monkeypatch.setattr(prediction, "heat_map", lambda picture, *_: found.append(picture) or b"")
+    Densenet.predict(images="photo.png", heatmaps="maps", **run)
+    config, _, facts = trained_parts(**run)
+    rule = preparation_of(config, facts)
+    left, _, right, _ = rule["crop"]
+    (picture,) = found
+    shown = [150 + 900 * edge / rule["resize"] for edge in (left, right)]  # columns of the photo
+    expected = np.linspace(*shown, len(picture) + 1)[:-1] + (shown[1] - shown[0]) / len(picture) / 2
+    np.testing.assert_allclose(picture[5, :, 1], expected / 1199 * 255, atol=2)
+
+
+def test_maps_of_one_pixel_are_said_to_show_no_places(folder, capsys):
+    maps = prediction._HeatMaps("maps", ["a.png"])
+    maps.write({"image": "a.png", "classes": ["dog"], "probabilities": [1.0]}, np.zeros([300, 300, 1], np.uint8),
+               np.ones([1, 1], np.float32))
+    maps.conclude()
+    assert "have one pixel, so that heat maps cannot show where" in capsys.readouterr().out

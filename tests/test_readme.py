@@ -14,7 +14,7 @@ from PIL import Image
 
 import benchmark
 import Densenet
-from support import settings
+from support import pretrained, settings
 
 ROOT = os.path.dirname(os.path.abspath(Densenet.__file__))
 PAGES = {os.path.relpath(path, ROOT): open(path, encoding="utf-8").read()
@@ -30,7 +30,8 @@ def commands_in(page, program):
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
-def test_commands_in_the_docs_parse(page):
+def test_commands_in_the_docs_parse(page, monkeypatch):
+    monkeypatch.setattr(pretrained, "look_up", lambda *_: pretrained.StartingPoint("x", {}, None, None, None))
     for arguments in commands_in(page, "Densenet.py"):
         Densenet.choose(arguments)
     for arguments in commands_in(page, "benchmark.py"):

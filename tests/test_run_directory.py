@@ -4,8 +4,9 @@ import os
 
 import pytest
 
+import Densenet
 from support import UserError
-from support.run_directory import RunDirectory, write_json
+from support.run_directory import RunDirectory, of_earlier_versions, write_json
 
 
 def test_settings_are_kept_and_compared(tmp_path):
@@ -88,3 +89,30 @@ def test_json_is_written_through_links_and_pipes(tmp_path):
     assert os.read(reader, 9) == b"3\n"
     os.close(reader)
     assert sorted(os.listdir(str(tmp_path))) == ["file", "link", "pipe"]
+
+
+def test_settings_of_earlier_versions_are_converted():
+    """Uses settings.json of an image folder and of MNIST as written by the previous version."""
+    found = of_earlier_versions({
+        "dataset": "folder", "validation_size": None, "image_size": 64, "crop_area": 1.0, "network": "densenet_folder",
+        "transition_channels": None, "stem_channels": None, "growth_k": 32})
+    unrecorded = {"cutout": 0, "shift_average": 0, "transition_pooling": "average", "norm_epsilon": 0.001,
+                  "weights": "", "train_only": "all", "head_rate": 1.0, "class_weights": "none", "best_by": "accuracy"}
+    assert found == dict(unrecorded, dataset="folder", validation_size=0.1, image_size=64, crop_area=1.0,
+                         transition_channels=0, stem_channels=0, growth_k=32)
+    assert of_earlier_versions({"dataset": "mnist", "image_size": None, "crop_area": 1.0,
+                                              "network": "densenet_mnist"}) == dict(unrecorded, dataset="mnist")
+
+
+def test_a_run_keeps_the_padding_of_the_version_that_began_it():
+    before = {"dataset": "folder", "stem": "imagenet"}
+    assert of_earlier_versions(before)["stem"] == "imagenet_same"
+    assert of_earlier_versions(dict(before, norm_epsilon=0.001))["stem"] == "imagenet"
+
+
+def test_a_run_from_before_max_pooling_keeps_its_average_pooling():
+    """CIFAR's default is max pooling now. Pooling has no weights, so that a checkpoint does not tell the two apart."""
+    recorded = {"dataset": "cifar10", "growth_k": 24, "cutout": 3}
+    config = Densenet.choose(**of_earlier_versions(recorded))
+    assert Densenet.choose(dataset="cifar10").transition_pooling == "max"
+    assert (config.transition_pooling, config.shift_average, config.cutout) == ("average", 0, 3)

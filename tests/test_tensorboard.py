@@ -49,7 +49,7 @@ def test_a_run_has_three_entries_and_each_has_scalars(logs):
     assert set(found) == {"mine", "mine/train", "mine/validation"}
     scalars = {entry: {value.tag for event in its_events for value in event.summary.value
                        if value.WhichOneof("value") == "simple_value"} for entry, its_events in found.items()}
-    assert scalars["mine"] == scalars["mine/validation"] == {"loss", "accuracy"}
+    assert scalars["mine"] == scalars["mine/validation"] == {"loss", "accuracy", "balanced_accuracy"}
     assert scalars["mine/train"] == set()  # a point each 50 steps, and the run has 12
     assert any(event.graph_def for event in found["mine/train"])
 
@@ -81,9 +81,10 @@ def test_what_a_killed_process_logged_after_the_checkpoint_is_marked_as_void(fol
 
 def test_a_later_evaluation_is_shown_where_the_test_of_training_is(folder):
     logged("logs", [(6, "test")])
-    log_evaluation("logs", "run", 4, FOUND, np.zeros((5, 4, 4, 1), np.uint8), NAMES)
+    log_evaluation("logs", "run", 4, FOUND, np.zeros((5, 4, 4, 1), np.uint8), NAMES, {"dense_final": np.eye(2)})
     assert set(entries("logs")) == {"run", "run/train"}
     assert sorted(step for step, _ in values("logs/run", "confusion_matrix")) == [4, 6]
+    assert [step for step, _ in values("logs/run", "feature_reuse/dense_final")] == [4]
 
 
 def test_the_test_of_an_earlier_version_stays_readable(folder):
@@ -96,13 +97,29 @@ def test_the_test_of_an_earlier_version_stays_readable(folder):
 
 
 def test_pictures_come_with_each_evaluation(logs):
-    for folder, steps in (("validation", [6, 12]), (".", [12])):
-        for tag in ("confusion_matrix", "most_confident_mistakes"):
+    reuse = ["feature_reuse/dense_0", "feature_reuse/dense_final"]
+    for folder, steps, more in (("validation", [6, 12], []), (".", [12], reuse)):
+        for tag in ["confusion_matrix", "most_confident_mistakes"] + more:
             found = values("%s/%s" % (logs[0], folder), tag)
             assert [step for step, _ in found] == steps
             for _, value in found:
                 image = Image.open(io.BytesIO(value.image.encoded_image_string))
                 assert image.size == (value.image.width, value.image.height) and len(set(image.getdata())) > 2
+
+
+def test_the_embedding_of_the_test_images_is_written_for_the_projector(logs):
+    with open(logs[0] + "/projector_config.pbtxt") as file:
+        assert "projector/embedding-12.tsv" in file.read()
+    vectors = np.loadtxt(logs[0] + "/projector/embedding-12.tsv")
+    weights = weights_of(logs[1], 12)
+    assert vectors.shape == (45, len(weights["linear/kernel"])) and (vectors >= 0).all()
+    with open(logs[0] + "/projector/images-12.tsv") as file:
+        lines = [line.split("\t") for line in file.read().split("\n")]
+    predicted = [int(name) for _, name, _, _ in lines[1:]]
+    with open(os.path.join(logs[1], "result.json")) as file:
+        accuracy = json.load(file)["test_accuracy"]
+    assert np.mean([result == "right" for _, _, result, _ in lines[1:]]) == pytest.approx(accuracy)
+    assert len(predicted) == 45
 
 
 def test_hyperparameters_are_logged_as_text_and_for_the_hparams_tab(logs):
@@ -124,7 +141,7 @@ def test_the_hparams_tab_gets_the_test_accuracy_first_and_few_hyperparameters_be
     ((_, value),) = values(logs[0], "_hparams_/experiment")
     experiment = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content).experiment
     assert [info.display_name for info in experiment.metric_infos] == [
-        "test accuracy", "test loss", "validation accuracy"]
+        "test accuracy", "test loss", "validation accuracy", "balanced test accuracy"]
     names = [info.name for info in experiment.hparam_infos]
     main = ["blocks", "growth_k", "init_learning_rate", "batch_size", "total_epochs"]
     assert names[:5] == main and set(names) >= {"dropout_rate", "seed"} and len(set(names)) == len(names)

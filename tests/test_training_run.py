@@ -51,7 +51,8 @@ def test_a_run_writes_all_documented_files(tiny_mnist, folder, capsys, monkeypat
         assert json.load(file) == result  # the same types, too: lists, not tuples
     assert not values_of_other_types(result)
     assert {"dataset", "parameters", "epochs", "steps", "test_accuracy", "test_loss", "train_seconds",
-            "images_per_second", "tensorflow", "hyperparameters", "checkpoint"} == set(result)
+            "images_per_second", "tensorflow", "hyperparameters", "checkpoint", "test_balanced_accuracy",
+            "test_class_recall"} == set(result)
     assert (result["dataset"], result["epochs"], result["steps"]) == ("mnist", 10, 60)
     assert result["hyperparameters"]["growth_k"] == 4
     assert result["test_accuracy"] > 0.5  # chance level is 0.1
@@ -237,8 +238,8 @@ def test_a_checkpoint_that_cannot_be_saved_is_reported(tiny_mnist, folder, monke
 
 
 @pytest.mark.parametrize("number", [
-    signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.campaign),
-    pytest.param(signal.SIGUSR1, marks=pytest.mark.campaign)])
+    signal.SIGINT] + [pytest.param(number, marks=pytest.mark.campaign)
+                      for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)])
 def test_a_signal_saves_and_a_second_process_is_refused(tiny_mnist, folder, number):
     command = arguments_for(tiny_mnist, "mine", total_epochs=1000)
     process = program(command)
@@ -280,6 +281,7 @@ def test_a_run_is_saved_when_its_terminal_is_closed(tiny_mnist, folder):
     assert weights_of("model/mine", max(steps))["global_step"] == max(steps)
 
 
+@pytest.mark.campaign
 def test_a_run_finishes_if_nobody_reads_its_output(tiny_mnist, folder):
     process = program(arguments_for(tiny_mnist, "unread"))
     assert any(line.startswith("DenseNet on mnist") for line in process.stdout)

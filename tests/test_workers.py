@@ -494,6 +494,7 @@ def test_workers_wait_for_a_late_worker(tiny_mnist, folder, times, first):
         assert read("model/mine%d/result.json" % time_of)["steps"] == 12
 
 
+@pytest.mark.campaign
 def test_a_signal_to_one_worker_stops_all_and_one_resumes_alone(tiny_mnist, folder, capsys):
     processes = pair(arguments_for(tiny_mnist, "mine", total_epochs=1000))
     wait_for(saved("mine"), processes[0])
