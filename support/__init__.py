@@ -3,7 +3,8 @@
     settings            how a hyperparameter is declared, checked, overridden and shown
     configuration       which value each has in a run, where it comes from, and what the run is called
     networks            which networks have a name, and what a network costs
-    pretrained          which trained weights a run can start from, and how they are read
+    pretrained          which trained weights a run can start from
+    weight_files        how files of weights by Keras and PyTorch are read
     optimizers          Adam with weight decay, momentum, and the paper's recipe
     batch_statistics    how layers share batch statistics; recomputation; compiled passes
     tflearn_pooling     how tflearn's pooling is used without its side effects

@@ -86,11 +86,11 @@ HINTS = {settings.squashed(name): here for here, names in {
         "num_classes n_classes nb_classes class_num num_class classes channels in_channels mean std",
     "the same command again resumes a run that was stopped, and a larger total_epochs extends a finished one":
         "resume continue restart resume_from start_epoch",
-    "weights": "pretrained fine_tune finetune pretrained_weights init_weights transfer pretrained_model",
+    "weights": "pretrained fine_tune pretrained_weights init_weights transfer pretrained_model",
     "train_only": "freeze frozen trainable freeze_backbone freeze_layers",
     "class_weights": "class_weight balanced balance weighted",
     "norm_epsilon": "bn_eps bn_epsilon batch_norm_epsilon norm_eps",
-    "heatmaps": "heatmap cam gradcam grad_cam saliency",
+    "heatmaps": "heatmap cam grad_cam saliency",
     "best_by": "monitor metric best_metric",
     "head_rate": "head_lr lr_mult classifier_lr",
     "batches are prepared by themselves during the steps, and several machines share a run through TF_CONFIG":
@@ -130,11 +130,14 @@ def choose(module, arguments=(), caller=None, **overrides):
         given["mode"] = mode
     dataset = given.get("dataset") or settings.check("dataset", module.dataset, kinds)
     constants = settings.constants_of(module, dataset)
+    start = _starting_point(dict(constants, **given))
+    if start and not start.is_checkpoint and mode != "train" and "dataset" not in given:
+        dataset = "folder"  # published weights are for photos
+        constants = settings.constants_of(module, dataset)
     shipped = {name: settings.check(name, value, kinds) for name, value in SHIPPED[dataset].items()}
     own = {name: value for name, value in constants.items() if name in shipped and value != shipped[name]}
     own.update(given)
 
-    start = _starting_point(dict(constants, **given))
     brought = {name: (settings.check(name, value, kinds), source)
                for source, values in _sources(dict(shipped, **own), start) for name, value in values.items()}
     usual = dict(shipped, **{name: value for name, (value, _) in brought.items()})

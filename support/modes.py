@@ -138,7 +138,7 @@ def _network_of_weights(choose, config, run):
         raise UserError("there is no trained run %s: leave mode out to train it, or leave %s out to use the weights as "
                         "they are" % (run, ", ".join(named)))
     start = config.starting_point
-    if "network" not in start.settings:
+    if start.is_checkpoint:
         raise UserError("weights=%s are those of a run: give run_name=, or checkpoint= for one of its checkpoints"
                         % config.weights)
     weights = start.read(config.cache_dir)
@@ -208,6 +208,7 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     else:
         log_evaluation(config.log_dir, config.run_name, trained.step, evaluation, data.test.images, data.class_names,
                        reuse)
+    directory.create()
     write_reuse_picture(directory, reuse)
     if directory.read_json(file) not in (None, content):
         directory.keep_json(file)
@@ -254,9 +255,10 @@ def _as_other_data(data, trained):
     if not len(test):
         raise UserError("%s has no image that %s was not trained on: set data_dir to other images"
                         % (data_dir, directory.path))
-    say("%s holds other data than %s was trained on: %d images are evaluated%s" % (
-        data_dir, directory.path, len(test), left_out and (", %d that it was trained on or chosen by are left out"
-                                                           % left_out) or ""))
+    if trained.weights is None:
+        say("%s holds other data than %s was trained on: %d images are evaluated%s" % (
+            data_dir, directory.path, len(test), left_out and (
+                ", %d that it was trained on or chosen by are left out" % left_out) or ""))
     labels = np.array([known.index(name) for name in data.class_names])[test.labels]
     return dataclasses.replace(data, test=Split(test.images, labels), class_names=tuple(facts["class_names"]))
 
@@ -313,7 +315,7 @@ def export(choose, inference, arguments=(), **overrides):
     with tf.Graph().as_default(), tf.Session(config=Cluster().session_config()) as sess:
         images, probabilities, class_names, _ = serving_graph(inference, config, facts)
         used = trained.restore(sess)
-        os.makedirs(directory.path, exist_ok=True)  # not there for weights
+        directory.create()
         about = dict(preparation_of(config, facts), dataset=config.dataset, run=config.run_name, step=trained.step,
                      checkpoint=trained.name(), tensorflow=tf.VERSION)
         written = export_graph(sess, {"images": images}, {"probabilities": probabilities, "class_names": class_names},

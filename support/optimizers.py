@@ -14,11 +14,11 @@ RECIPES = {
 
 
 # What a run that starts from `weights` brings, by its optimizer.
-_FEW_EPOCHS = dict(schedule="cosine", warmup=0.1, head_rate=10.0, total_epochs=15)
+_FEW_IMAGES = dict(schedule="cosine", warmup=0.1, head_rate=3.0, batch_size=16, total_epochs=15)
 FINE_TUNING = {
-    "adam": dict(_FEW_EPOCHS, init_learning_rate=5e-4),
-    "sgd": dict(_FEW_EPOCHS, init_learning_rate=0.005),
-    "momentum": dict(_FEW_EPOCHS, init_learning_rate=0.005),
+    "adam": dict(_FEW_IMAGES, init_learning_rate=1e-3),
+    "sgd": dict(_FEW_IMAGES, init_learning_rate=0.005),
+    "momentum": dict(_FEW_IMAGES, init_learning_rate=0.005),
 }
 
 

@@ -1,48 +1,56 @@
-"""Which trained weights can training and prediction start from, and how are they read?
+"""Which trained weights can training and prediction start from?
 
 `weights=` is one of: `imagenet`, the files that Keras publishes; a file that Keras saved (.h5, .keras), or one in the
 format safetensors with the names of torchvision's and timm's networks; another run, by its name or a checkpoint's path.
-Files are read without trusting them: nothing is unpickled, and sizes are checked before anything is allocated.
+Files are read by support/weight_files.py.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
 import re
-import zipfile
+import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from support import UserError, download, say
 from support.checkpoints import LEAST_VALIDATION
-from support.networks import NETWORKS
+from support.file_reading import shortened
 from support.run_directory import RunDirectory, of_earlier_versions, runs_in
+from support.weight_files import (
+    KERAS_EPSILON,
+    VARIABLE,
+    Tensor,
+    described,
+    difference_of,
+    in_one_sentence,
+    opened,
+    parts_of,
+    values_of,
+)
 
-KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications/densenet/"
+# What Keras publishes, converted from the authors' weights; at the second address until 2019
+KERAS_URLS = ("https://storage.googleapis.com/tensorflow/keras-applications/densenet/",
+              "https://github.com/keras-team/keras-applications/releases/download/densenet/")
 KERAS_FILES = {  # network: (file, md5)
     "densenet_121": ("densenet121_weights_tf_dim_ordering_tf_kernels.h5", "9d60b8095a5708f2dcce2bca79d332c7"),
     "densenet_169": ("densenet169_weights_tf_dim_ordering_tf_kernels.h5", "d699b8f76981ab1b30698df4c175e90b"),
     "densenet_201": ("densenet201_weights_tf_dim_ordering_tf_kernels.h5", "1ceb130c1ea1b78c3bf6114dbdfd8807"),
 }
-INDEX_URL = "https://storage.googleapis.com/download.tensorflow.org/data/"
-INDEX_FILE = ("imagenet_class_index.json", "c2c37ea517e94d9795004a39431a14cb")
-LARGEST = 2 ** 28  # bytes of a download, and values of a tensor
+INDEX_URLS = ("https://storage.googleapis.com/download.tensorflow.org/data/",
+              "https://s3.amazonaws.com/deep-learning-models/image-models/")
+INDEX_FILE = ("imagenet_class_index.json", "c2c37ea517e94d9795004a39431a14cb")  # {"0": [id, name of the class], …}
+LARGEST = 2 ** 28  # bytes of a download; densenet_201 has 80 million
 # Of the images that published weights were trained with, on the scale of bytes
 IMAGENET_MEAN = np.float32([0.485, 0.456, 0.406]) * 255
 IMAGENET_DEVIATION = np.float32([0.229, 0.224, 0.225]) * 255
-KERAS_EPSILON, TORCH_EPSILON = 1.001e-5, 1e-5
-PUBLISHED = ("densenet_121", "densenet_161", "densenet_169", "densenet_201")
-NORM = ("gamma", "beta", "moving_mean", "moving_variance")  # the variables of a batch normalization, in Keras' order
-OF_NETWORK = re.compile(r"/(%s|kernel|bias)$" % "|".join(NORM))  # not an optimizer's variables
-LONG_SINCE = 1000.0  # batches that moving averages count: 0.9 ^ 1000 is 0, so that nothing is debiased
-TORCH_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8"}
-CONVERT = ("%s is a pickle, and unpickling runs the code that is in it. In PyTorch, this line converts it: "
-           "import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in "
-           "torch.load('%s', map_location='cpu', weights_only=True).items()}, 'model.safetensors')")
+MANY_STEPS = 1000.0  # of batch normalization: 0.9 ^ 1000 is 0 in float32, so that the loaded averages go on as they are
+DESCRIBING = ("blocks", "growth_k", "bottleneck", "compression", "transition_channels", "transition_pooling", "stem",
+              "stem_channels", "norm_epsilon")  # the settings that a run's settings.json has of its network
 
 
 @dataclasses.dataclass
@@ -51,16 +59,19 @@ class StartingPoint:
 
     Attributes:
         identity: what tells these weights from others, usable in a file name.
-        settings: {name: value} of the settings that describe their network.
+        settings: {name: value} of the settings that describe their network. Of a checkpoint without the settings.json
+            of its run, those that follow from its variables.
         mean, deviation: those of the images that they were trained with, float32 [C].
         read: a function of cache_dir that returns the Weights.
+        is_checkpoint: whether they are those of a run of this program.
     """
 
     identity: str
     settings: dict
     mean: np.ndarray
     deviation: np.ndarray
-    read: object
+    read: typing.Callable
+    is_checkpoint: bool = False
 
 
 @dataclasses.dataclass
@@ -78,8 +89,8 @@ class Weights:
     source: str
     values: dict
     names: dict
-    class_names: list = None
-    class_ids: list = None
+    class_names: typing.Optional[list] = None
+    class_ids: typing.Optional[list] = None
 
 
 def look_up(weights, model_dir, network="custom"):
@@ -92,40 +103,27 @@ def look_up(weights, model_dir, network="custom"):
     Raises:
         UserError: there is no such file or run, or it has no weights of a known network.
     """
+    in_model_dir = os.path.join(model_dir, weights)
+    run = next((folder for folder in (in_model_dir, weights) if _is_run(folder)), None)
+    checkpoint = re.sub(r"\.(index|data-\d+-of-\d+)$", "", weights)
     if weights == "imagenet":
+        _say_if_ambiguous("the weights that Keras publishes", in_model_dir, run)
         return _imagenet("densenet_121" if network == "custom" else network)
-    run = os.path.join(model_dir, weights)
+    if os.path.exists(checkpoint + ".index"):
+        return _of_checkpoint(checkpoint)
     if os.path.isfile(weights):
+        _say_if_ambiguous("the file", in_model_dir, run)
         return _of_file(weights, os.path.getsize(weights), os.path.getmtime(weights))
-    if os.path.isdir(run) and RunDirectory(run, {}).read_json("settings.json") is not None:
+    if run:
         return _of_run(run)
-    if os.path.isfile(weights + ".index"):
-        folder = os.path.dirname(os.path.abspath(weights))
-        return _of_run(os.path.dirname(folder) if os.path.basename(folder) == "best" else folder, weights)
     raise UserError("weights=%s is not there: give imagenet, a .h5 or .safetensors file, a checkpoint's path, or a run "
-                    "in %s (%s)" % (weights, model_dir, ", ".join(runs_in(model_dir)) or "none yet"))
+                    "in %s (%s)" % (weights, model_dir, shortened(runs_in(model_dir)) or "none yet"))
 
 
-def layers_of(blocks):
-    """The layers of a network with bottleneck layers and the ImageNet stem, in order: [(scope, kind)].
-
-    kind: "conv", "norm" or "linear".
-    """
-    layers = [("conv0", "conv"), ("batch0", "norm")]
-    for place, count in enumerate(blocks):
-        block = "dense_%d" % place if place < len(blocks) - 1 else "dense_final"
-        for layer in range(count):
-            for name in ("batch1", "conv1", "batch2", "conv2"):
-                layers.append(("%s/bottleN_%d/%s" % (block, layer, name), "norm" if "batch" in name else "conv"))
-        if place < len(blocks) - 1:
-            layers += [("trans_%d/batch1" % place, "norm"), ("trans_%d/conv1" % place, "conv")]
-    return layers + [("linear_batch", "norm"), ("linear", "linear")]
-
-
-def variables_of(scope, kind):
-    """The names of a layer's variables."""
-    names = {"conv": ("kernel",), "norm": NORM, "linear": ("kernel", "bias")}[kind]
-    return ["%s/%s" % (scope, name) for name in names]
+def _say_if_ambiguous(taken, in_model_dir, run):
+    if run == in_model_dir:
+        say("weights=%s: %s of this name, not the run; for the run set weights=%s"
+            % (os.path.basename(run), taken, run))
 
 
 def fit(weights, shapes, class_names):
@@ -133,7 +131,7 @@ def fit(weights, shapes, class_names):
 
     Args:
         weights: the Weights.
-        shapes: {variable: shape}, in the network's order: trained variables and moving statistics.
+        shapes: {variable: shape}, in the network's order; other variables than those of VARIABLE are ignored.
         class_names: names of the classes that the network is to tell apart.
     Returns:
         ({variable: array}, a sentence that accounts for all tensors). The arrays have the further variables of a batch
@@ -142,31 +140,20 @@ def fit(weights, shapes, class_names):
         UserError: a layer differs; the first one is named.
     """
     fresh = _fresh_classifier(weights, class_names)
-    for name, shape in shapes.items():
-        layer = name.rpartition("/")[0]
-        if layer == "linear" and fresh:
-            continue
-        value = weights.values.get(name)
-        if value is None:
-            raise UserError("%s does not fit the network: it has nothing for %s, which the network has"
-                            % (weights.source, name))
-        if value.shape != tuple(shape):
-            raise UserError("%s does not fit the network: %s has the shape %s there (%s), and %s here"
-                            % (weights.source, name, _shown(value.shape), weights.names[name], _shown(shape)))
-    for name in weights.values:
-        if name not in shapes:
-            raise UserError("%s does not fit the network: it has %s (%s), which the network has not"
-                            % (weights.source, name, weights.names[name]))
-    taken = {name: value for name, value in weights.values.items() if not (name.startswith("linear/") and fresh)}
+    taken = {name: value for name, value in weights.values.items() if not (fresh and name.startswith("linear/"))}
+    wanted = {name: tuple(shape) for name, shape in shapes.items()
+              if VARIABLE.fullmatch(name) and not (fresh and name.startswith("linear/"))}
+    difference = difference_of(wanted, {name: value.shape for name, value in taken.items()}, weights.names)
+    if difference:
+        raise UserError("%s does not fit the network: %s. Without settings for the network it is the one that the "
+                        "weights are for" % (weights.source, difference))
     line = "weights of %s: all %d tensors taken" % (weights.source, len(taken))
     if fresh:
         line = "weights of %s: %d tensors taken; the classifier starts afresh, as %s" % (
             weights.source, len(taken), fresh)
-    found = dict(taken)
-    for name, value in taken.items():
-        if name.endswith("/moving_mean"):
-            found[name + "/biased"], found[name + "/local_step"] = value, np.float32(LONG_SINCE)
-    return found, line
+    for name in [name for name in taken if name.endswith("/moving_mean")]:
+        taken[name + "/biased"], taken[name + "/local_step"] = taken[name], np.float32(MANY_STEPS)
+    return taken, line
 
 
 def start_from(sess, weights, class_names):
@@ -180,8 +167,7 @@ def start_from(sess, weights, class_names):
         UserError: a layer differs; the first one is named.
     """
     variables = {variable.op.name: variable for variable in tf.global_variables()}
-    shapes = {name: variable.shape.as_list() for name, variable in variables.items() if OF_NETWORK.search(name)}
-    values, line = fit(weights, shapes, class_names)
+    values, line = fit(weights, {name: variable.shape.as_list() for name, variable in variables.items()}, class_names)
     feed = {variables[name].initializer.inputs[1]: value for name, value in values.items()}
     sess.run([variables[name].initializer for name in values], feed)
     return line
@@ -194,13 +180,10 @@ def _fresh_classifier(weights, class_names):
     count = len(weights.values["linear/bias"])
     if count != len(class_names):
         return "they tell %d classes apart, and here are %d" % (count, len(class_names))
-    if weights.class_names is not None and list(class_names) not in (weights.class_names, weights.class_ids):
-        return "their classes have other names"
+    if weights.class_names and list(class_names) not in (weights.class_names, weights.class_ids):
+        theirs, ours = next(pair for pair in zip(weights.class_names, class_names) if pair[0] != pair[1])
+        return "their classes are others (%s where there is %s here)" % (theirs, ours)
     return None
-
-
-def _shown(shape):
-    return "x".join(map(str, shape)) or "1"
 
 
 # ImageNet's weights, as Keras publishes them
@@ -212,9 +195,12 @@ def _imagenet(network):
                         % (", ".join(KERAS_FILES), network))
 
     def read(cache_dir):
-        path = _downloaded(KERAS_URL, KERAS_FILES[network], cache_dir, "or give another file as weights=FILE")
+        path = _downloaded(KERAS_URLS, KERAS_FILES[network], cache_dir, "or give another file as weights=FILE")
         weights = _file_weights(path, "imagenet for %s" % network)
-        weights.class_ids, weights.class_names = imagenet_classes(cache_dir)
+        try:
+            weights.class_ids, weights.class_names = imagenet_classes(cache_dir)
+        except download.Unavailable as error:  # who trains on other classes does not need them
+            say("the names of ImageNet's classes are not known: %s" % error)
         return weights
 
     return StartingPoint("imagenet", dict(network=network, norm_epsilon=KERAS_EPSILON), IMAGENET_MEAN,
@@ -227,8 +213,8 @@ def imagenet_classes(cache_dir):
     Raises:
         Unavailable: the list is not in cache_dir and cannot be downloaded.
     """
-    path = _downloaded(INDEX_URL, INDEX_FILE, cache_dir, "the names of ImageNet's classes")
-    with open(path) as file:
+    path = _downloaded(INDEX_URLS, INDEX_FILE, cache_dir, "the names of ImageNet's classes")
+    with open(path, encoding="utf-8") as file:
         index = json.load(file)
     ids, names = zip(*(index[str(label)] for label in range(len(index))))
     repeated = {name for name in names if names.count(name) > 1}  # two classes are called crane, and two maillot
@@ -249,23 +235,29 @@ def with_class_names(weights, cache_dir):
     return weights
 
 
-def _downloaded(url, file, cache_dir, instead):
+def _downloaded(urls, file, cache_dir, instead):
     """The path of a published file in cache_dir, downloaded if it is not there."""
     name, md5 = file
     folder = os.path.join(cache_dir, "weights")
     path = os.path.join(folder, name)
     if not os.path.exists(path):
         try:
-            download.fetch_all({name: (LARGEST, "md5:" + md5)}, [url], folder, exact=False)
+            download.fetch_all({name: (LARGEST, "md5:" + md5)}, urls, folder, exact=False)
         except download.Unavailable as error:
             raise download.Unavailable("%s; put %s%s there by hand as %s, %s"
-                                       % (error, url, name, path, instead)) from None
-    with open(path, "rb") as content:
-        found = hashlib.md5(content.read()).hexdigest()
+                                       % (error, urls[0], name, path, instead)) from None
+    found = _digest(path, hashlib.md5())
     if found != md5:
         raise UserError("%s is not the file of that name in %s (md5 %s, not %s): delete it, and it is downloaded anew"
-                        % (path, url, found, md5))
+                        % (path, urls[0], found, md5))
     return path
+
+
+def _digest(path, algorithm):
+    with in_one_sentence(path), open(path, "rb") as file:
+        for chunk in iter(functools.partial(file.read, 1 << 20), b""):
+            algorithm.update(chunk)
+    return algorithm.hexdigest()
 
 
 # Files
@@ -274,284 +266,106 @@ def _downloaded(url, file, cache_dir, instead):
 @functools.lru_cache(8)
 def _of_file(path, size, changed):
     """The StartingPoint of a file; size and time of its change are those by which it is known to be the same."""
-    with open(path, "rb") as content:
-        digest = hashlib.sha256(content.read()).hexdigest()
-    is_torch, layers = _contents(path)
-    network = _network_of(path, layers, is_torch)
+    with opened(path) as (tensors, epsilon):
+        settings = described({variable: tensor.shape for variable, tensor in tensors.items()}, path)
 
     name = re.sub(r"[^\w.+-]", "_", os.path.basename(path))
-    return StartingPoint("%s-%s" % (name, digest[:12]), dict(
-        network=network, norm_epsilon=TORCH_EPSILON if is_torch else KERAS_EPSILON), IMAGENET_MEAN, IMAGENET_DEVIATION,
-        lambda _: _file_weights(path, path))
+    return StartingPoint("%s-%s" % (name, _digest(path, hashlib.sha256())[:12]), dict(settings, norm_epsilon=epsilon),
+                         IMAGENET_MEAN, IMAGENET_DEVIATION, lambda _: _file_weights(path, path))
 
 
 def _file_weights(path, source):
     """The Weights in a file, without names of classes."""
-    is_torch, tensors = _contents(path)
-    network = _network_of(path, tensors, is_torch)
-    scopes = layers_of(NETWORKS[network]["blocks"])
-    named = _by_torch_names(path, tensors, scopes) if is_torch else _by_order(path, tensors, scopes)
-    values, names = {}, {}
-    for variable, (name, load, transpose) in named.items():
-        value = _loaded(path, name, load)
-        values[variable], names[variable] = (value.transpose(transpose) if transpose else value), name
-        if not np.isfinite(value).all():
-            raise UserError("%s is damaged: %s has values that are not finite" % (path, name))
-    return Weights(source, values, names)
-
-
-def _loaded(path, name, load):
-    try:
-        return np.asarray(load(), np.float32)
-    except Exception as error:  # of any kind: h5py raises what its C library finds
-        raise _damaged(path, "%s: %s" % (name, error)) from None
-
-
-def _damaged(path, reason):
-    return UserError("%s cannot be read as weights (%s): is it complete, and a .h5 file of Keras or a .safetensors "
-                     "file?" % (path, " ".join(str(reason).split())[:200] or type(reason).__name__))
-
-
-def _contents(path):
-    """(whether the names are PyTorch's, the content: see `_safetensors` and `_keras_layers`) of a file."""
-    with open(path, "rb") as file:
-        start = file.read(16)
-    extension = os.path.splitext(path)[1].lower()
-    archived = []
-    if start[:2] == b"PK":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                archived = archive.namelist()
-        except zipfile.BadZipFile as error:
-            raise _damaged(path, error) from None
-    if extension in (".pth", ".pt", ".bin", ".pkl", ".ckpt", ".tar") or start[:1] == b"\x80" or any(
-            name.endswith(".pkl") for name in archived):
-        raise UserError(CONVERT % (path, path))
-    try:
-        if start[:8] == b"\x89HDF\r\n\x1a\n":
-            return False, _keras_layers(path)
-        if "model.weights.h5" in archived:
-            with zipfile.ZipFile(path) as archive:
-                if archive.getinfo("model.weights.h5").file_size > LARGEST * 4:
-                    raise ValueError("too large")
-                return False, _keras_layers(io.BytesIO(archive.read("model.weights.h5")))
-        return True, _safetensors(path)
-    except UserError:
-        raise
-    except Exception as error:  # of any kind, see _loaded
-        raise _damaged(path, error) from None
-
-
-def _safetensors(path):
-    """{name: (shape, a function that loads the tensor)} of a file in the format safetensors.
-
-    The format: the length of the header in 8 bytes, the header in JSON, then the tensors' values.
-    """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, LARGEST):
-            raise ValueError("the header does not fit into the file")
-        header = json.loads(file.read(length).decode())
-    if not isinstance(header, dict):
-        raise ValueError("the header is not a table")
-    found = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        kind, shape = TORCH_TYPES[entry["dtype"]], [int(side) for side in entry["shape"]]
-        begin, end = entry["data_offsets"]
-        count = int(np.prod([float(side) for side in shape]))
-        if min(shape + [begin]) < 0 or count > LARGEST or end - begin != count * np.dtype(kind).itemsize or (
-                8 + length + end > size):
-            raise ValueError("%s does not fit into the file" % name)
-        found[name] = tuple(shape), functools.partial(_safetensor, path, 8 + length + begin, kind, shape, count)
-    return found
-
-
-def _safetensor(path, offset, kind, shape, count):
-    with open(path, "rb") as file:
-        file.seek(offset)
-        values = np.fromfile(file, kind, count)
-    if kind == "<u2":  # bfloat16: the upper half of a float32
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.reshape(shape)
-
-
-def _keras_layers(file):
-    """[(name of a layer, [(name of a tensor, shape, a function that loads it)])] of an HDF5 file, in the file's order.
-
-    Layers without weights are left out. Keras 2 and `model.save("x.h5")` list the names of layers, in the network's
-    order; `save_weights("x.weights.h5")` stores each layer's name with its variables.
-    """
-    import h5py
-
-    def tensor(name, place):
-        with h5py.File(file, "r") as content:
-            shape = tuple(content[place].shape)
-        if np.prod([float(side) for side in shape]) > LARGEST:
-            raise ValueError("%s is too large" % name)
-        return name, shape, functools.partial(_h5_tensor, file, place)
-
-    with h5py.File(file, "r") as content:
-        place = "model_weights/" if "model_weights" in content else ""
-        group = content[place] if place else content
-        if "layer_names" in group.attrs:
-            names = [_text(name) for name in group.attrs["layer_names"]]
-            listed = [(name, [(_text(one), place + name + "/" + _text(one))
-                              for one in group[name].attrs["weight_names"]]) for name in names]
-        else:
-            listed = []
-            for key in content["layers"]:
-                stored = content["layers"][key].get("vars", {})
-                name = _text(stored.attrs.get("name", key)) if len(stored) else key
-                listed.append((name, [("%s/%s" % (name, one), "layers/%s/vars/%s" % (key, one))
-                                      for one in sorted(stored, key=int)]))
-            listed.sort(key=lambda layer: _keras_place(layer[0]))
-    return [(name, [tensor(*one) for one in tensors]) for name, tensors in listed if tensors]
-
-
-def _h5_tensor(file, place):
-    import h5py
-
-    with h5py.File(file, "r") as content:
-        return content[place][()]
-
-
-def _text(name):
-    return name.decode() if isinstance(name, bytes) else str(name)
-
-
-def _keras_place(name):
-    """A key by which Keras' names of layers sort in the network's order; others come last."""
-    found = re.match(r"(?:conv(\d+)_(?:block(\d+)_)?(?:(\d)_)?|pool(\d+)_)(bn|conv)$", name)
-    if not found:
-        return ({"bn": 1, "predictions": 2}.get(name, 3), 0, 0, 0, name)
-    stage, block, place, pool, kind = found.groups()
-    if pool:
-        return (0, int(pool), 10 ** 6, 0, kind)  # after the blocks of its stage: bn, conv
-    return (0, int(stage), int(block or 0), int(place or 0), {"conv": "a", "bn": "b"}[kind])
-
-
-# From the names in a file to ours
-
-
-def _network_of(path, content, is_torch):
-    """The name of the network that a file's weights belong to, by the number of layers in its dense blocks."""
-    if is_torch:
-        found = {tuple(map(int, match)) for match in (
-            re.search(r"denseblock(\d+)\.denselayer(\d+)\.", name) for name in content) if match}
-        blocks = tuple(max(layer for block, layer in found if block == each) for each in sorted({b for b, _ in found}))
-    else:
-        blocks = len(content)
-    for name in PUBLISHED:
-        its = NETWORKS[name]["blocks"]
-        if blocks == its or not is_torch and blocks in (len(layers_of(its)), len(layers_of(its)) - 1):
-            return name
-    raise UserError("%s has %s, as none of %s has: weights of other networks cannot be read" % (
-        path, "dense blocks of %s layers" % (",".join(map(str, blocks)) or "no") if is_torch
-        else "%d layers with weights" % blocks, ", ".join(PUBLISHED)))
-
-
-def _by_order(path, layers, scopes):
-    """{our variable: (name in the file, a function that loads it, None)} of the layers of a Keras file, by order."""
-    kinds = {"conv": [4], "norm": [1] * 4, "linear": [2, 1]}
-    found = {}
-    for (name, tensors), (scope, kind) in zip(layers, scopes):
-        if [len(shape) for _, shape, _ in tensors] != kinds[kind]:
-            raise UserError("%s does not fit: where the network has %s, the file has the layer %s with the tensors %s"
-                            % (path, scope, name, ", ".join(_shown(shape) for _, shape, _ in tensors)))
-        for variable, (tensor, _, load) in zip(variables_of(scope, kind), tensors):
-            found[variable] = tensor, load, None
-    return found
-
-
-def _by_torch_names(path, tensors, scopes):
-    """{our variable: (name in the file, a function that loads it, how its axes are exchanged)} of PyTorch's tensors."""
-    names = list(tensors)
-    prefix = names[0][:len(names[0]) - len(names[0].split("features.")[-1].split("classifier.")[-1])]
-    prefix = re.sub(r"(features|classifier)\.$", "", prefix)
-    if not all(name.startswith(prefix) for name in names):
-        prefix = ""
-    # Files of before 2017 write norm.1 for norm1.
-    theirs = {re.sub(r"\.(norm|conv)\.(\d)\.", r".\1\2.", name[len(prefix):]): name for name in names}
-    found = {}
-    for scope, kind in scopes:
-        for variable in variables_of(scope, kind):
-            name = theirs.pop(_torch_name(variable), None)
-            if name is not None:
-                transpose = {4: (2, 3, 1, 0), 2: (1, 0)}.get(len(tensors[name][0]))
-                found[variable] = name, tensors[name][1], transpose
-    unknown = [name for short, name in theirs.items() if not short.endswith("num_batches_tracked")]
-    if unknown:
-        raise UserError("%s has the tensor %s, which is not part of the network that its other tensors belong to"
-                        % (path, unknown[0]))
-    return found
-
-
-def _torch_name(variable):
-    """The name of one of our variables in torchvision's networks, such as features.denseblock1.denselayer1.norm1.bias.
-
-    Block 1 there is dense_0 here, and layer 1 is bottleN_0.
-    """
-    scope, _, name = variable.rpartition("/")
-    last = {"kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
-            "moving_variance": "running_var"}[name]
-    if scope == "linear":
-        return "classifier." + last
-    scope = {"batch0": "norm0", "linear_batch": "norm5"}.get(scope, scope)
-    scope = scope.replace("dense_final", "dense_3")  # all published networks have four blocks
-    scope = re.sub(r"dense_(\d)", lambda found: "denseblock%d" % (int(found.group(1)) + 1), scope)
-    scope = re.sub(r"bottleN_(\d+)", lambda found: "denselayer%d" % (int(found.group(1)) + 1), scope)
-    scope = re.sub(r"trans_(\d)/(batch|conv)1", lambda found: "transition%d/%s" % (
-        int(found.group(1)) + 1, found.group(2)), scope)
-    return "features.%s.%s" % (scope.replace("batch", "norm").replace("/", "."), last)
+    with opened(path) as (tensors, _):
+        names = {variable: tensor.name for variable, tensor in tensors.items()}
+        return Weights(source, values_of(tensors, path), names)
 
 
 # Runs
 
 
-def _of_run(folder, checkpoint=None):
-    """The StartingPoint of a run, or of a checkpoint that is named."""
+def _is_run(folder):
     directory = RunDirectory(folder, {})
-    recorded = directory.read_json("settings.json") or {}
-    facts = recorded.get("data", {})
-    if "class_names" not in facts:
-        raise UserError("%s has no settings.json with the classes of its data: weights= needs a run of this program"
-                        % folder)
-    path = checkpoint or _checkpoint_of(directory, facts)
+    return bool(directory.read_json("settings.json") or directory.checkpoints() or directory.checkpoints("best"))
+
+
+def _of_run(folder):
+    """The StartingPoint of a run's best checkpoint on validation, else of its newest intact one."""
+    directory = RunDirectory(folder, {})
+    best, newest = directory.checkpoints("best"), directory.checkpoints()  # each from the newest on
+    images = _facts(_recorded(folder)).get("validation")
+    few = isinstance(images, int) and images < LEAST_VALIDATION
+    for _, checkpoint in newest + best if few else best + newest:
+        with contextlib.suppress(_Skipped):
+            return _of_checkpoint(checkpoint, name=os.path.basename(os.path.abspath(folder)))
+    raise UserError("%s has no intact checkpoint%s" % (folder, "" if best + newest else " yet: train it first"))
+
+
+class _Skipped(Exception):
+    """A damaged checkpoint of a run that may have others."""
+
+
+def _of_checkpoint(path, name=None):
+    """The StartingPoint of a checkpoint. `name`: of the run that it was chosen from; None: it was asked for itself."""
+    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(folder) if os.path.basename(folder) == "best" else folder
     try:
-        reader = tf.train.load_checkpoint(path)
-        mean, deviation = (reader.get_tensor("normalization/" + name) for name in ("mean", "deviation"))
-    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
-        raise UserError("%s cannot be read (%s): give another checkpoint" % (path, type(error).__name__)) from None
-    settings = of_earlier_versions(recorded)
-    kept = ("blocks", "growth_k", "bottleneck", "compression", "transition_channels", "transition_pooling", "stem",
-            "stem_channels", "norm_epsilon")
-    brought = {name: settings[name] for name in kept}
-    brought["image_size"] = facts["image_shape"][0]
-
-    def read(_):
-        shapes = reader.get_variable_to_shape_map()
-        later = any(name.startswith("dense_0/") for name in shapes)  # earlier versions numbered blocks from 1
-        values = {}
-        for name in shapes:
-            if OF_NETWORK.search(name):
-                ours = name if later else re.sub(r"^(dense|trans)_(\d+)/", lambda found: "%s_%d/" % (
-                    found.group(1), int(found.group(2)) - 1), name)
-                values[ours] = reader.get_tensor(name)
-        return Weights(path, values, {name: name for name in values}, facts["class_names"])
-
-    name = os.path.basename(os.path.abspath(folder))
-    if checkpoint:
-        name += "-" + os.path.basename(path)
-    return StartingPoint(re.sub(r"[^\w=,.+-]", "_", name), brought, mean, deviation, read)
+        with in_one_sentence(path, tf.errors.OpError):
+            weights, mean, deviation = _checkpoint_weights(path)
+    except UserError as error:
+        if name is None or isinstance(error, _Foreign):
+            raise
+        say("skipped %s: it is damaged or incomplete" % path)
+        raise _Skipped from None
+    recorded = _recorded(folder)
+    names = _facts(recorded).get("class_names")
+    if isinstance(names, list) and len(names) == len(weights.values.get("linear/bias", ())):
+        weights.class_names = names
+    if recorded:
+        known = of_earlier_versions(recorded)
+        settings = {setting: known[setting] for setting in DESCRIBING if known.get(setting) is not None}
+        shape = _facts(recorded).get("image_shape")
+        settings.update({"image_size": shape[0]} if isinstance(shape, list) and shape else {})
+    else:
+        settings = parts_of({variable: value.shape for variable, value in weights.values.items()}, path)
+        say("%s is without the settings.json of its run: stem, transition_pooling and norm_epsilon have to be given "
+            "where they are not the usual ones" % path)
+    # Of a run the name alone: what starts from it is resumed by the same command, also when the run has gone on.
+    identity = re.sub(r"[^\w=,.+-]", "_", name or "%s-%s" % (os.path.basename(folder), os.path.basename(path)))
+    return StartingPoint(identity, settings, mean, deviation, lambda _: weights, is_checkpoint=True)
 
 
-def _checkpoint_of(directory, facts):
-    """The path of the checkpoint by which a run is judged: the best on validation, else the newest."""
-    best, newest = directory.checkpoints("best"), directory.checkpoints()
-    found = best + newest[::-1] if facts.get("validation", 0) >= LEAST_VALIDATION else newest[::-1] + best
-    if not found:
-        raise UserError("%s has no checkpoint yet: train it first" % directory.path)
-    return found[0][1]
+class _Foreign(UserError):
+    """A checkpoint of another program."""
+
+
+def _checkpoint_weights(path):
+    """(the Weights in a checkpoint, without class names; mean and deviation of its images)."""
+    reader = tf.train.load_checkpoint(path)
+    names = reader.get_variable_to_shape_map()
+    # Earlier versions numbered the blocks of some networks from 1, not 0.
+    first = 0 if any(name.startswith("dense_0/") for name in names) else min(
+        [int(number) for number in re.findall(r"^dense_(\d+)/", "\n".join(names), re.MULTILINE)] or [0])
+
+    def ours(name):
+        return re.sub(r"^(dense|trans)_(\d+)/", lambda found: "%s_%d/" % (
+            found.group(1), int(found.group(2)) - first), name)
+
+    tensors = {ours(name): Tensor(name, None, functools.partial(reader.get_tensor, name))
+               for name in sorted(names) if VARIABLE.fullmatch(name)}
+    for needed in ("linear/kernel", "normalization/mean", "normalization/deviation"):
+        if needed not in list(tensors) + list(names):
+            raise _Foreign("%s has no %s: it is a checkpoint of another program or of an early version"
+                           % (path, needed))
+    values = values_of(tensors, path)
+    mean, deviation = (reader.get_tensor(name) for name in ("normalization/mean", "normalization/deviation"))
+    return Weights(path, values, {variable: tensor.name for variable, tensor in tensors.items()}), mean, deviation
+
+
+def _recorded(folder):
+    return RunDirectory(folder, {}).read_json("settings.json") or {}
+
+
+def _facts(recorded):
+    facts = recorded.get("data")
+    return facts if isinstance(facts, dict) else {}

@@ -72,8 +72,7 @@ class RunDirectory:
             self._check_settings()
         except OSError as error:
             self.__exit__()
-            raise UserError("cannot write the run directory %s (%s): set model_dir to a folder that can be written"
-                            % (self.path, error.strerror)) from None
+            raise self._cannot_write(error) from None
         except UserError:
             self.__exit__()
             raise
@@ -103,6 +102,17 @@ class RunDirectory:
         if differing:
             raise UserError("%s holds a run with other settings (%s): give those to go on with it, or set run_name to "
                             "another name" % (self.path, "; ".join(differing)))
+
+    def create(self):
+        """Creates the directory where it is not there. Raises UserError if it cannot be created."""
+        try:
+            os.makedirs(self.path, exist_ok=True)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _cannot_write(self, error):
+        return UserError("cannot write the run directory %s (%s): set model_dir to a folder that can be written"
+                         % (self.path, error.strerror))
 
     def read_json(self, name):
         """Returns the object in a JSON file of the directory, or None if the file is missing or damaged."""

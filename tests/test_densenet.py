@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import record
 import tensorflow.compat.v1 as tf
-from helpers import before_the_first_step, logits_in
+from helpers import before_the_first_step, logits_in, tiny_config
 from test_ops import numpy_conv
 
 import Densenet
@@ -332,3 +332,17 @@ def test_frozen_layers_are_computed_as_in_inference(tiny_mnist):
         trained, *inferred = (sess.run(logits, {net.images: images, net.labels: labels})
                               for logits in logits_in(tf.get_default_graph()))
     np.testing.assert_allclose(trained, inferred[0], atol=1e-5)
+
+
+def test_balanced_class_weights_count_each_class_alike_in_the_loss(tiny_mnist):
+    config = tiny_config(tiny_mnist)
+    data, _ = Densenet.prepare_data(config)
+    counts = np.bincount(data.train.labels, minlength=10)
+    assert len(set(counts.tolist())) > 3
+    with before_the_first_step(tiny_mnist, class_weights="balanced") as (sess, net, images, labels):
+        logits = logits_in(tf.get_default_graph())[0]
+        cost, logits = sess.run([net.cost, logits], {net.images: images, net.labels: labels})
+    logits = logits.astype(np.float64)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+    assert cost == pytest.approx(np.mean(losses * 300 / (10 * counts[labels])), rel=1e-5)
+    assert cost != pytest.approx(losses.mean(), rel=1e-3)

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 import test_cifar10
+import test_pretrained
 from helpers import TINY, curves, main, read, trained_parts
 from PIL import Image
 from test_image_folder import TINY_FOLDER, shapes  # noqa: F401
 
 import cifar10
 import Densenet
-from support import UserError, image_folder
+from support import UserError, image_folder, pretrained
 
 SERVE = """
 import sys
@@ -314,3 +315,73 @@ def test_the_plain_command_finds_the_run_on_digits(runs, tmp_path, monkeypatch):
         trained_parts()
     os.rename("model/kept", "model/digits")
     assert trained_parts()[0].blocks == (1, 1)  # the plain command
+
+
+@pytest.fixture
+def weights_alone(folder):
+    """The arguments for weights of three classes from a file, and 30 images of noise for them, by class and number."""
+    path = test_pretrained.write_safetensors("a.safetensors", test_pretrained.tiny_weights())
+    random = np.random.RandomState(5)
+    images = random.randint(0, 256, (3, 10, 32, 32, 3)).astype(np.uint8)
+    for label, number in np.ndindex(3, 10):
+        os.makedirs("noise/class %d" % label, exist_ok=True)
+        Image.fromarray(images[label, number]).save("noise/class %d/%d.png" % (label, number))
+    return dict(weights=path, image_size=32), images
+
+
+def test_weights_classify_without_a_run(weights_alone, capsys):
+    given, images = weights_alone
+    answers = Densenet.predict(images="noise", **given)
+    assert "network: a.safetensors" in capsys.readouterr().out
+    normalized = (images.reshape(30, 32, 32, 3) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    logits = test_pretrained.logits_with(given["weights"], normalized.astype(np.float32), 3).astype(np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    found = [[answer["probabilities"][answer["classes"].index("class %d" % label)] for label in range(3)]
+             for answer in answers]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_weights_are_evaluated_and_exported_without_a_run(weights_alone, capsys):
+    given, images = weights_alone
+    answers = Densenet.predict(images="noise", **given)
+    right = [answer["classes"][0] == os.path.basename(os.path.dirname(answer["image"])) for answer in answers]
+    found = Densenet.evaluate(dataset="folder", data_dir="noise", **given)
+    assert found["images"] == 30 and found["accuracy"] == np.mean(right)
+    assert "was trained on" not in capsys.readouterr().out
+    saved_model, _ = Densenet.export(**given)
+    np.save("images.npy", images.reshape(30, 32, 32, 3))
+    probabilities, class_names = served(saved_model)[:2]
+    assert class_names.tolist() == [b"class 0", b"class 1", b"class 2"]
+    np.testing.assert_allclose(probabilities.max(1), [answer["probabilities"][0] for answer in answers], atol=1e-5)
+
+
+def test_classes_are_found_by_imagenets_ids(weights_alone, monkeypatch):
+    given, _ = weights_alone
+    for label in range(3):
+        os.rename("noise/class %d" % label, "noise/n0000000%d" % (2 - label))
+    named = pretrained.with_class_names
+
+    def with_ids(weights, cache_dir):
+        named(weights, cache_dir).class_ids = ["n00000002", "n00000001", "n00000000"]
+        return weights
+
+    monkeypatch.setattr(pretrained, "with_class_names", with_ids)
+    found = Densenet.evaluate(dataset="folder", data_dir="noise", **given)
+    answers = Densenet.predict(images="noise", **given)
+    right = ["n0000000%d" % (2 - int(answer["classes"][0][-1])) in answer["image"] for answer in answers]
+    assert found["accuracy"] == np.mean(right)
+
+
+def test_what_weights_cannot_do_without_a_run_is_refused(weights_alone, tiny_mnist):
+    given, _ = weights_alone
+    Densenet.train(**dict(TINY, data_dir=tiny_mnist, run_name="source", total_epochs=1))
+    headless = test_pretrained.write_safetensors("b.safetensors", test_pretrained.tiny_weights(classes=0))
+    for mode, changes, sentence in (
+            ("predict", dict(run_name="none"), "no trained run model/none: .* leave run_name out to use the weights"),
+            ("export", dict(dataset="folder"), "leave dataset out"),
+            ("predict", dict(weights="source", image_size=None), "weights=source are those of a run: give run_name="),
+            ("predict", dict(weights=headless), "b.safetensors has no classifier: train one"),
+            ("predict", dict(growth_k=5), "does not fit the network")):
+        with pytest.raises(UserError, match=sentence):
+            arguments = dict(given, **dict({"images": "noise"} if mode == "predict" else {}, **changes))
+            getattr(Densenet, mode)(**{name: value for name, value in arguments.items() if value is not None})

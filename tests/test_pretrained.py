@@ -7,6 +7,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import zipfile
 
 import h5py
@@ -413,10 +415,22 @@ def test_an_hdf5_file_cannot_bring_in_another_file(tmp_path):
 @pytest.mark.parametrize("trial, match", [
     ("import os; os.kill(os.getpid(), 11)", "crashes"), ("import time; time.sleep(99)", "does not end")])
 def test_a_file_that_crashes_the_library_is_refused(tmp_path, monkeypatch, trial, match):
-    monkeypatch.setattr(weight_files, "_TRIAL", trial)
+    """HDF5 files are read by another process first. Here that does something else."""
+    path = LAYOUTS["2018"](tmp_path / "a.h5", tiny_weights())
+    run = subprocess.run
+    monkeypatch.setattr(weight_files.subprocess, "run",
+                        lambda command, **options: run(command[:1] + ["-c", trial], **options))
     if match != "crashes":
         monkeypatch.setattr(weight_files, "TRIAL_SECONDS", 0.1)
-    refused(LAYOUTS["2018"](tmp_path / "a.h5", tiny_weights()), match)
+    refused(path, match)
+
+
+def test_hdf5_files_are_read_by_another_process_first(tmp_path):
+    good = LAYOUTS["2018"](tmp_path / "a.h5", tiny_weights())
+    bad = write_listed(tmp_path / "b.h5", keras_without("conv1_conv"))
+    for path, status in ((good, 0), (bad, 1)):
+        assert subprocess.run([sys.executable, "-m", "support.weight_files", path], cwd=ROOT,
+                              stderr=subprocess.DEVNULL).returncode == status
 
 
 def test_a_dataset_that_claims_to_be_huge_is_refused(tmp_path):
@@ -489,11 +503,11 @@ def damage(tmp_path, format_name, count):
 
 @pytest.mark.parametrize("format_name", sorted(FORMATS))
 def test_damaged_files_are_refused_or_read(tmp_path, format_name):
-    count = 80 if format_name == "safetensors" else 12  # HDF5 files are tried in another process first
-    assert count // 4 <= damage(tmp_path, format_name, count) < count
+    count = 80 if format_name == "safetensors" else 8  # HDF5 files are tried in another process first
+    assert damage(tmp_path, format_name, count) >= count // 4
 
 
-@pytest.mark.campaign
+@pytest.mark.long
 @pytest.mark.parametrize("format_name", sorted(FORMATS))
 def test_many_damaged_files_are_refused_or_read(tmp_path, format_name):
     assert damage(tmp_path, format_name, 500) > 125
@@ -591,15 +605,16 @@ def test_layers_that_the_network_lacks_are_refused(tiny):
 
 # ---- Runs ----
 
-def save(folder, step, value, settings=None, names=lambda name: name, **changes):
+def save(folder, step, value, settings=None, names=lambda name: name):
     """Saves a checkpoint of a small network whose classifier's bias is `value`, with an optimizer's slots."""
     os.makedirs(str(folder), exist_ok=True)
     with tf.Graph().as_default(), tf.Session() as sess:
-        net = tiny_net(blocks=(1, 1), stem="3x3", images=tf.zeros([2, 8, 8, 3]), training=True, **changes)
+        tiny_net(blocks=(1, 1), stem="3x3", images=tf.zeros([2, 8, 8, 3]))
         for name in ("mean", "deviation"):
             tf.get_variable("normalization/" + name, initializer=tf.constant([1.0, 2.0, 3.0]), trainable=False)
         tf.train.get_or_create_global_step()
-        tf.train.AdamOptimizer().minimize(tf.reduce_sum(net.model))
+        for name in ("beta1_power", "conv0/kernel/Adam", "linear/bias/Adam_1", "batch0/gamma_1"):
+            tf.get_variable(name, [3])
         sess.run(tf.global_variables_initializer())
         (bias,) = [variable for variable in tf.global_variables() if variable.op.name == "linear/bias"]
         bias.load(np.full(bias.shape.as_list(), value), sess)
@@ -634,7 +649,7 @@ def test_a_run_gives_its_best_checkpoint_and_its_settings(folder):
     np.testing.assert_array_equal(point.mean, [1, 2, 3])
     weights = point.read("cache")
     assert weights.class_names == ["x", "y", "z"] and weights.values["linear/bias"][0] == 3
-    assert point.identity == "pets-dense.ckpt-10" and "best" in weights.source
+    assert point.identity == "pets" and "best" in weights.source
     with tf.Graph().as_default():
         tiny_net(blocks=(1, 1), stem="3x3", images=tf.zeros([1, 8, 8, 3]))
         values, line = pretrained.fit(weights, variables(), ["x", "y", "z"])

@@ -76,8 +76,8 @@ def test_given_values_are_shown_once_and_paths_only_where_they_are_used(capsys):
 
 
 def test_the_classes_of_a_folder_are_listed(capsys, monkeypatch):
-    monkeypatch.setattr("support.data.class_summary", lambda data, weighted: iter(["classes  %s %s" % data.class_names]),
-                        raising=False)
+    monkeypatch.setattr("support.data.class_summary",
+                        lambda data, weighted: iter(["classes  %s %s" % data.class_names]))
     lines = header(capsys, Densenet.choose(dataset="folder", data_dir="photos"), "folder")
     assert lines[1] == "classes  ant bee" and lines[2].startswith("network  ")
     assert not any(line.startswith("classes") for line in header(capsys, Densenet.choose()))

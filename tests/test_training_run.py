@@ -6,6 +6,7 @@ import glob
 import json
 import math
 import os
+import re
 import select
 import shutil
 import signal
@@ -312,3 +313,65 @@ def test_the_header_shows_values_that_are_not_those_of_the_constants(tiny_mnist,
     assert "growth_k=4," in given and given.endswith(" (given)") and "schedule" not in given
     assert "schedule=steps," in brought and brought.endswith(" (optimizer=momentum)")
     assert "growth_k" not in brought and "compression" not in given + brought
+
+
+@pytest.fixture
+def source(tiny_mnist, folder):
+    """The name of a trained run, to start from."""
+    Densenet.train(data_dir=tiny_mnist, run_name="source", **dict(TINY, total_epochs=1))
+    return "source"
+
+
+FROM_WEIGHTS = dict(TINY, schedule="constant", warmup=0.0, dropout_rate=0.2)  # a rate that more epochs do not change
+
+
+@pytest.mark.parametrize("options", [
+    dict(train_only="head", devices=2)] + [pytest.param(one, marks=pytest.mark.campaign) for one in (
+        dict(train_only="last_block", memory_efficient=True), dict(train_only="all", class_weights="balanced"),
+        dict(train_only="last_block", precision="bfloat16", best_by="loss"))], ids=str)
+def test_a_run_that_starts_from_weights_resumes_exactly(tiny_mnist, source, options):
+    if options.get("precision") and tf.VERSION.startswith("1."):
+        pytest.skip("TensorFlow 1.15 lacks kernels for it on the CPU")
+    given = dict(FROM_WEIGHTS, data_dir=tiny_mnist, weights=source, **options)
+    Densenet.train(**dict(given, total_epochs=2, run_name="whole"))
+    for epochs in (1, 2):
+        Densenet.train(**dict(given, total_epochs=epochs, run_name="parts"))
+    found = weights_of("model/parts", 12)
+    assert_equal_weights(found, weights_of("model/whole", 12))
+    before = weights_of("model/source/best", 6)
+    kept = {name for name in before if np.array_equal(found.get(name), before[name]) and "moving" not in name}
+    assert ("conv0/kernel" in kept) == (options["train_only"] != "all") and "linear/kernel" not in kept
+
+
+def test_what_is_taken_from_weights_is_said(tiny_mnist, source, capsys):
+    Densenet.train(data_dir=tiny_mnist, weights=source, run_name="second", total_epochs=1, batch_size=50,
+                   validation_size=30)
+    output = capsys.readouterr().out
+    assert re.search(r"weights of model.source.best.dense.ckpt-6: all \d+ tensors taken", output)
+    assert "from weights source" in output
+    settings = read("model/second/settings.json")
+    assert settings["weights"] == "source" and settings["blocks"] == [1, 2]  # the network comes along
+    Densenet.train(data_dir=tiny_mnist, weights=source, run_name="second", total_epochs=2, batch_size=50,
+                   validation_size=30)
+    assert "tensors taken" not in capsys.readouterr().out  # it is resumed
+
+
+def test_training_refuses_what_does_not_fit_weights(tiny_mnist, source):
+    for given, sentence in (
+            (dict(train_only="head"), "train_only=head freezes layers that have learned nothing"),
+            (dict(weights=source, growth_k=5), "conv0.kernel has the shape 3x3x1x8 there .*, and 3x3x1x10 here"),
+            (dict(weights="nowhere"), "weights=nowhere .*source")):
+        with pytest.raises(UserError, match=sentence):
+            Densenet.train(data_dir=tiny_mnist, run_name="other", batch_size=50, validation_size=30, **given)
+
+
+@pytest.mark.parametrize("best_by", ["loss", "balanced_accuracy"])
+def test_the_best_weights_are_those_of_the_chosen_metric(tiny_mnist, folder, best_by):
+    result = Densenet.train(data_dir=tiny_mnist, run_name="tiny", best_by=best_by, **dict(TINY, total_epochs=4,
+                                                                                         schedule="constant"))
+    with open("model/tiny/curves.csv") as file:
+        rows = list(csv.DictReader(file))
+    values = [float(row["validation_" + best_by]) for row in rows]
+    best = min(values) if best_by == "loss" else max(values)
+    step = max(int(row["step"]) for row, value in zip(rows, values) if value == best)
+    assert result["checkpoint"] == "best/dense.ckpt-%d" % step

@@ -91,6 +91,12 @@ def test_synchronized_devices_match_one_device(tiny_mnist, trained_alone, bottle
     assert_near(shared, trained_alone[bottleneck])
 
 
+@pytest.mark.parametrize("train_only", ["head", "last_block"])
+def test_synchronized_devices_match_one_device_with_frozen_layers(tiny_mnist, train_only):
+    assert_near(trained(tiny_mnist, 2, sync_batch_norm=True, train_only=train_only),
+                trained(tiny_mnist, 1, train_only=train_only))
+
+
 def test_without_synchronization_the_moving_statistics_are_the_mean_over_devices(tiny_mnist):
     """After one batch, the debiased moving mean is the batch mean, which equals the mean of the halves' means."""
     found = {}
@@ -394,11 +400,12 @@ def ended(process):
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("devices,dropout_rate", [
-    (1, 0.3), pytest.param(1, 0.0, marks=pytest.mark.long), pytest.param(2, 0.0, marks=pytest.mark.long)])
-def test_two_workers_match_one_process(tiny_mnist, trained_alone, folder, devices, dropout_rate):
+@pytest.mark.parametrize("devices,dropout_rate,train_only", [
+    (1, 0.3, "all"), (1, 0.3, "last_block"), pytest.param(1, 0.0, "head", marks=pytest.mark.long),
+    pytest.param(1, 0.0, "all", marks=pytest.mark.long), pytest.param(2, 0.0, "all", marks=pytest.mark.long)])
+def test_two_workers_match_one_process(tiny_mnist, trained_alone, folder, devices, dropout_rate, train_only):
     """With dropout, the reference is one process with two devices, because the masks differ by device."""
-    settings = dict(dropout_rate=dropout_rate, bottleneck=True, sync_batch_norm=True)
+    settings = dict(dropout_rate=dropout_rate, bottleneck=True, sync_batch_norm=True, train_only=train_only)
     # One thread per op in every process: with dropout, rounding differences grow beyond 1e-5.
     script = "import sys, numpy, support.workers, test_workers as t; support.workers.cores = lambda: 1; " \
              "numpy.savez(sys.argv[2], **{name.replace('/', '|'): value for " \
@@ -417,7 +424,7 @@ def test_two_workers_match_one_process(tiny_mnist, trained_alone, folder, device
     first, second = results(environments(2), devices)
     assert_equal_weights(first, second)
     expected = trained_alone[True]
-    if dropout_rate:
+    if dropout_rate or train_only != "all":
         expected, = results([dict(os.environ)], 2)
     assert_near(first, expected)
 
