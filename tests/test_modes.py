@@ -222,7 +222,7 @@ def served(path):
     return [found["arr_%d" % index] for index in range(4)]
 
 
-@ALL
+@pytest.mark.parametrize("run", ["mnist", pytest.param("cifar10", marks=pytest.mark.campaign), "folder"], indirect=True)
 def test_export_matches_predict(run):
     pixels = image_files(run["run_name"])
     saved_model, frozen = Densenet.export(**run)
@@ -341,6 +341,7 @@ def test_weights_classify_without_a_run(weights_alone, capsys):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.campaign
 def test_weights_are_evaluated_and_exported_without_a_run(weights_alone, capsys):
     given, images = weights_alone
     answers = Densenet.predict(images="noise", **given)

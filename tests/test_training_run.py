@@ -225,6 +225,7 @@ def test_a_nan_loss_stops_the_run(tiny_mnist, folder, monkeypatch):
     assert all(np.isfinite(value).all() for value in weights_of("model/mine", 6).values())
 
 
+@pytest.mark.campaign
 def test_a_checkpoint_that_cannot_be_saved_is_reported(tiny_mnist, folder, monkeypatch):
     def full(*_, **__):
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
@@ -359,7 +360,7 @@ def test_what_is_taken_from_weights_is_said(tiny_mnist, source, capsys):
 def test_training_refuses_what_does_not_fit_weights(tiny_mnist, source):
     for given, sentence in (
             (dict(train_only="head"), "train_only=head freezes layers that have learned nothing"),
-            (dict(weights=source, growth_k=5), "conv0.kernel has the shape 3x3x1x8 there .*, and 3x3x1x10 here"),
+            (dict(weights=source, growth_k=5), "first layer that differs is conv0, .*3x3x1x8 there .*3x3x1x10 in the"),
             (dict(weights="nowhere"), "weights=nowhere .*source")):
         with pytest.raises(UserError, match=sentence):
             Densenet.train(data_dir=tiny_mnist, run_name="other", batch_size=50, validation_size=30, **given)
