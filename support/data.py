@@ -155,14 +155,14 @@ def normalize_by(data, mean, deviation):
     data.mean, data.deviation = mean, deviation
 
 
-def class_summary(data, most=20, weighted=False):
+def class_summary(data, most=20, remedies=()):
     """Yields lines about the classes, and sentences about classes with few images.
 
     Args:
         data: a DataSet.
         most: maximum number of classes that a line names. Of more classes, those with the fewest training images are
             named.
-        weighted: whether classes of unequal size get weights already.
+        remedies: settings to give, as on the command line, where the classes are of unequal size.
     """
     counts = {split: np.bincount(getattr(data, split).labels, minlength=len(data.class_names)) for split in SPLITS}
     order = np.arange(len(data.class_names))
@@ -182,10 +182,10 @@ def class_summary(data, most=20, weighted=False):
         yield "fewer than %d training images, too few to learn from: %s" % (NEAR_EMPTY, named(near_empty))
     by_size = np.argsort(counts["train"], kind="stable")
     smallest, largest = by_size[np.count_nonzero(counts["train"] == 0)], by_size[-1]
-    if counts["train"][largest] > UNEQUAL * counts["train"][smallest] and not weighted:
-        yield "%s has %d training images, and %s %d: class_weights=balanced and best_by=balanced_accuracy count each " \
-            "class alike" % (data.class_names[largest], counts["train"][largest], data.class_names[smallest],
-                             counts["train"][smallest])
+    if remedies and counts["train"][largest] > UNEQUAL * counts["train"][smallest]:
+        yield "%s has %d training images, and %s %d: to count each class alike, give %s" % (
+            data.class_names[largest], counts["train"][largest], data.class_names[smallest],
+            counts["train"][smallest], " and ".join(remedies))
     for split in SPLITS[1:]:
         if counts[split].any() and not counts[split].all():
             yield "no %s images, so that nothing is known of the accuracy: %s" % (split, named(counts[split] == 0))

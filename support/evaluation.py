@@ -60,25 +60,15 @@ class Evaluation:
         """The share of images whose true class is among the five most probable ones; None: not counted."""
         return None if self.in_top_5 is None else self.in_top_5 / len(self.labels)
 
-    @property
-    def is_unbalanced(self):
-        """Whether the classes differ so much in size that accuracy says little about the small ones."""
-        counts = self.class_counts()
-        return counts.max() > UNBALANCED * counts[counts > 0].min()
-
     def score(self, best_by):
         """What the best weights have the highest value of, above 0; `best_by`: as the setting."""
         # exp(-loss): the geometric mean of the probabilities of the true classes
         return math.exp(-self.loss) if best_by == "loss" else getattr(self, best_by)
 
     def accuracies(self, with_balanced=False):
-        """The accuracies as text. Balanced accuracy is part of it if asked for, or if the classes are unbalanced."""
-        parts = ["accuracy %.2f%%" % (100 * self.accuracy)]
-        if with_balanced or self.is_unbalanced:
-            parts.append("balanced accuracy %.2f%%" % (100 * self.balanced_accuracy))
-        if self.top_5_accuracy is not None:
-            parts.append("top-5 accuracy %.2f%%" % (100 * self.top_5_accuracy))
-        return ", ".join(parts)
+        """The accuracies as text, see `accuracies_as_text`; with_balanced: see `balanced_is_asked_for`."""
+        return accuracies_as_text(self.labels, with_balanced, self.accuracy, self.balanced_accuracy,
+                                  self.top_5_accuracy)
 
     @property
     def confusion(self):
@@ -173,12 +163,34 @@ class Evaluation:
             shown = sorted(tested, key=lambda one: recall[one])[:SHOWN_CLASSES]
             yield "lowest recall, of %d classes%s:" % (
                 self.class_num, "" if len(tested) == self.class_num else ", %d of them with images" % len(tested))
+        else:
+            yield "recall of each class:"
         width = max(len(class_names[one]) for one in shown)
         for one in shown:
             yield "%-*s  %s" % (width, class_names[one], _percent(recall[one]))
         yield "most frequent confusions:"
         for count, true, predicted in self.confusions()[:SHOWN_CLASSES]:
             yield "%5d times  %s for %s" % (count, class_names[true], class_names[predicted])
+
+
+def balanced_is_asked_for(config):
+    """Whether the settings of a run are for classes of unequal size, so that it always shows balanced accuracy."""
+    return config.class_weights == "balanced" or config.best_by == "balanced_accuracy"
+
+
+def accuracies_as_text(labels, with_balanced, accuracy, balanced_accuracy=None, top_5_accuracy=None):
+    """The accuracies that are shown: balanced accuracy only if asked for, or if the classes differ much in size.
+
+    Args:
+        labels: those of the split, int64 [N].
+        with_balanced: whether balanced accuracy is asked for.
+        accuracy, balanced_accuracy, top_5_accuracy: as of `Evaluation`; None: not known.
+    """
+    counts = np.bincount(labels)
+    unbalanced = counts.max() > UNBALANCED * counts[counts > 0].min()  # accuracy says little about the small classes
+    shown = {"accuracy": accuracy, "balanced accuracy": balanced_accuracy if with_balanced or unbalanced else None,
+             "top-5 accuracy": top_5_accuracy}
+    return ", ".join("%s %s" % (name, _percent(share)) for name, share in shown.items() if share is not None)
 
 
 def _percent(share):
@@ -258,7 +270,16 @@ def outputs_of(images, labels, parts, loss_of):
     maps = class_maps(tf.concat([part.features for part in parts], 0), classifier_kernel(), predicted)
     return types.SimpleNamespace(
         images=images, labels=labels, losses=loss_of(logits, labels), embedding=embedding, predicted=predicted,
-        maps=maps, probabilities=tf.reduce_max(tf.nn.softmax(logits), 1), in_top_5=tf.nn.in_top_k(logits, labels, 5))
+        maps=maps, probabilities=tf.reduce_max(tf.nn.softmax(logits), 1), in_top_5=in_top(logits, labels, 5))
+
+
+def in_top(logits, labels, most):
+    """Whether the true class is among the `most` most probable ones, bool [N]; `logits`: [N, classes].
+
+    Of equal logits the first ones count, as in argmax. tf.nn.in_top_k counts all, also of a network that has collapsed.
+    """
+    indices = tf.math.top_k(logits, min(most, int(logits.shape[1]))).indices
+    return tf.reduce_any(tf.equal(tf.cast(indices, labels.dtype), labels[:, None]), 1)
 
 
 def views_of(images, flip, shift):

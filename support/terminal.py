@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from support import data as data_sets
 from support import say
+from support.checkpoints import LEAST_VALIDATION
 from support.machine import cores
 from support.settings import shown
 
@@ -61,6 +62,7 @@ SHAPING = {
         ("shift_average", "test averages shifts by %s", {"0": ""}),
     ),
 }
+BALANCING = {"class_weights": "balanced", "best_by": "balanced_accuracy"}  # for classes of unequal size
 AUGMENTATIONS = ("crop_area", "shift", "rotation", "flip", "cutout")  # without effect if `augmentation` is off
 IN_FIRST_LINE = ("dataset", "validation_size", "image_size")
 
@@ -77,7 +79,10 @@ def show_header(config, data, parameters, cluster, devices, model_folder, log_fo
     say("DenseNet on %s: %d training, %d validation, %d test images of %s"
         % (data.name, len(data.train), len(data.validation), len(data.test), "x".join(map(str, data.image_shape))))
     if data.name == "folder":
-        for line in data_sets.class_summary(data, weighted=config.class_weights == "balanced"):
+        useful = [name for name in BALANCING if name not in config.edited
+                  and (name != "best_by" or len(data.validation) >= LEAST_VALIDATION)]
+        remedies = ["%s=%s" % (name, BALANCING[name]) for name in useful]
+        for line in data_sets.class_summary(data, remedies=remedies):
             say(line)
     for line in _shaping_lines(config, parameters):
         say(line)

@@ -17,6 +17,7 @@ from support.checkpoints import LEAST_VALIDATION, Checkpoints
 from support.configuration import identity
 from support.curves import Curves
 from support.data import FACTS, normalize_by, same_data
+from support.evaluation import accuracies_as_text, balanced_is_asked_for
 from support.explanations import feature_reuse, kernels_of
 from support.interruption import Interruption, Stopped
 from support.machine import PRECISIONS, fast_precision
@@ -92,7 +93,7 @@ class TrainingRun:
         self._fit_batch()
         self._directory = RunDirectory(self._folder, self._identity) if self.cluster.is_chief else None
         self._logs = self._curves = self._checkpoints = self._net = None
-        self._with_balanced = "balanced" in config.class_weights or config.best_by == "balanced_accuracy"
+        self._with_balanced = balanced_is_asked_for(config)
         self._interruption = Interruption()
         self._context = contextlib.ExitStack()
         self._train_seconds, self._timed_steps = 0.0, 0
@@ -222,9 +223,12 @@ class TrainingRun:
         if stop:
             self.result, self.finished = result, True
             if result:
-                say("%s is finished: %d epochs, test accuracy %.2f%% (%s); to train it further, give total_epochs "
-                    "above %d" % (self._folder, result["epochs"], 100 * result["test_accuracy"],
-                                  os.path.join(self._folder, "result.json"), result["epochs"]))
+                accuracies = (result.get("test_" + name) for name in ("accuracy", "balanced_accuracy",
+                                                                      "top_5_accuracy"))
+                say("%s is finished: %d epochs, test %s (%s); to train it further, give total_epochs above %d" % (
+                    self._folder, result["epochs"],
+                    accuracies_as_text(self.data.test.labels, self._with_balanced, *accuracies),
+                    os.path.join(self._folder, "result.json"), result["epochs"]))
         return stop
 
     def _begin_reports(self, sess, step):
@@ -246,6 +250,9 @@ class TrainingRun:
             if replicas != self.cluster.count:
                 say("%d device%s shared each batch until then, %d from now on: rounding, dropout masks and batch "
                     "normalization differ" % (replicas, "s" if replicas > 1 else "", self.cluster.count))
+        if "best_by" in config.edited and len(self.data.validation) < LEAST_VALIDATION:
+            say("best_by=%s has no effect: %d validation images are too few to choose weights by"
+                % (config.best_by, len(self.data.validation)))
         self._curves = Curves(os.path.join(self._folder, "curves.csv"), step)
         self._logs.open(step, sess.graph, dict(self._settings, total_epochs=config.total_epochs))
         self._directory.keep_json("result.json")  # of fewer epochs, where the run goes on

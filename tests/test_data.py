@@ -73,6 +73,9 @@ def test_a_pixel_range_belongs_to_what_identifies_a_data_set_if_there_is_one():
     assert not same_data(before, dict(now, crc32=1)) and not same_data(dict(before, train=3), before)
 
 
+BALANCING = ("class_weights=balanced", "best_by=balanced_accuracy")
+
+
 def summary(train, validation, test, names=("cat", "dog", "owl"), **options):
     data = data_set("tiny", labelled(*train), labelled(*test), names, 0, black_border=True,
                     validation=labelled(*validation))
@@ -104,11 +107,13 @@ def test_the_summary_of_many_classes_shows_the_smallest():
 
 def test_classes_of_unequal_size_are_pointed_out():
     train = [0] * 40 + [1] * 12 + [2] * 20
-    assert summary(train, [], [0, 1, 2])[1:] == [
-        "cat has 40 training images, and dog 12: class_weights=balanced and best_by=balanced_accuracy count each class "
-        "alike"]
-    assert summary(train, [], [0, 1, 2], weighted=True)[1:] == []
-    assert summary(train + [1] * 2, [], [0, 1, 2])[1:] == []
+    assert summary(train, [], [0, 1, 2], remedies=BALANCING)[1:] == [
+        "cat has 40 training images, and dog 12: to count each class alike, give class_weights=balanced and "
+        "best_by=balanced_accuracy"]
+    assert summary(train, [], [0, 1, 2])[1:] == []
+    assert summary(train + [1] * 2, [], [0, 1, 2], remedies=BALANCING)[1:] == []
+    without_owls = summary(train[:52], [], [0, 1, 2], remedies=BALANCING[:1])
+    assert without_owls[2] == "cat has 40 training images, and dog 12: to count each class alike, give " + BALANCING[0]
 
 
 def test_balanced_class_weights_match_scikit_learn():

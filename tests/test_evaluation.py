@@ -15,7 +15,7 @@ from sklearn.metrics import balanced_accuracy_score
 import Densenet
 from support import projector
 from support.data import Split
-from support.evaluation import Evaluation, evaluate_split
+from support.evaluation import Evaluation, balanced_is_asked_for, evaluate_split, in_top
 from support.pictures import pictures_of
 
 
@@ -51,8 +51,9 @@ def test_balanced_accuracy_matches_scikit_learn():
 
 
 def test_the_score_of_the_best_weights():
-    assert FOUND.score("accuracy") == FOUND.score("balanced_accuracy") == 0.75
-    assert FOUND.score("loss") == pytest.approx(0.60653066, rel=1e-6)  # exp(-0.5)
+    found = from_matrix([[8, 0], [1, 1]], [])
+    assert (found.score("accuracy"), found.score("balanced_accuracy")) == (0.9, 0.75)
+    assert found.score("loss") == pytest.approx(0.60653066, rel=1e-6)  # exp(-0.5)
 
 
 def test_accuracies_as_text():
@@ -61,6 +62,35 @@ def test_accuracies_as_text():
     assert equal.accuracies(with_balanced=True) == "accuracy 71.43%, balanced accuracy 70.83%"
     assert FOUND.accuracies() == "accuracy 75.00%, balanced accuracy 75.00%"  # twice as many of one class
     assert dataclasses.replace(equal, in_top_5=7).accuracies() == "accuracy 71.43%, top-5 accuracy 50.00%"
+    edge = from_matrix([[2, 1, 0], [0, 2, 0], [0, 0, 0]], [])  # 1.5 times as many; a class without images is no class
+    assert edge.accuracies() == "accuracy 80.00%"
+
+
+def test_balanced_accuracy_is_asked_for_by_the_settings_for_classes_of_unequal_size():
+    found = {(weights, best_by) for weights in ("none", "balanced")
+             for best_by in ("accuracy", "balanced_accuracy", "loss")
+             if balanced_is_asked_for(Densenet.choose(class_weights=weights, best_by=best_by))}
+    assert found == {("none", "balanced_accuracy"), ("balanced", "accuracy"), ("balanced", "balanced_accuracy"),
+                     ("balanced", "loss")}
+
+
+def test_top_5_accuracy_is_in_the_metrics_where_it_is_counted():
+    assert "top_5_accuracy" not in FOUND.as_json(NAMES)
+    assert dataclasses.replace(FOUND, in_top_5=9).as_json(NAMES)["top_5_accuracy"] == 0.75
+
+
+def test_the_true_class_is_among_the_most_probable_ones():
+    random = np.random.RandomState(0)
+    logits = random.randn(99, 13).astype(np.float32)
+    labels = random.randint(0, 13, 99)
+    rank = [sum(row > row[label]) for row, label in zip(logits, labels)]
+    with tf.Graph().as_default(), tf.Session() as sess:
+        for most in (1, 5, 20):  # more than there are classes, too
+            found = sess.run(in_top(tf.constant(logits), tf.constant(labels), most))
+            assert found.tolist() == [place < most for place in rank]
+        # A network that gives all classes the same probability has no top-5 accuracy of 100%.
+        equal = sess.run(in_top(tf.zeros([13, 13]), tf.constant(np.arange(13)), 5))
+        assert equal.tolist() == [True] * 5 + [False] * 8
 
 
 def test_table():
@@ -69,7 +99,8 @@ def test_table():
                          ["émeu", "none", ".", ".", "."]]
     many = from_matrix(np.diag(np.full(30, 7)) + np.eye(30, k=3, dtype=int), [])
     lines = list(many.table(["class %d" % index for index in range(30)]))
-    assert lines[5].split() == ["class", "5", "87.50%"] and lines[31].split() == [
+    assert lines[0] == "recall of each class:"
+    assert lines[6].split() == ["class", "5", "87.50%"] and lines[32].split() == [
         "1", "times", "class", "0", "for", "class", "3"]
 
 

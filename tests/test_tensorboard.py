@@ -1,5 +1,6 @@
 """The TensorBoard logs of a run, read from the event files."""
 
+import dataclasses
 import io
 import json
 import os
@@ -62,6 +63,15 @@ def logged(log_dir, split_of_steps, graph=None, begin=0):
         run.evaluation(split, step, FOUND, np.zeros((5, 4, 4, 1), np.uint8), NAMES)
     run.close()
     assert run.problem is None
+
+
+def test_top_5_accuracy_is_a_curve_where_it_is_counted(folder):
+    run = RunLogs("logs", "run")
+    run.open(0, tf.Graph(), {})
+    run.evaluation("test", 6, dataclasses.replace(FOUND, in_top_5=9), np.zeros((5, 4, 4, 1), np.uint8), NAMES)
+    run.close()
+    found = curves("logs/run/ev*")
+    assert found["top_5_accuracy"] == {6: 0.75} and found["balanced_accuracy"] == {6: 0.75}
 
 
 def test_without_validation_there_is_no_empty_entry(folder):

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from test_evaluation import from_matrix
 
 import Densenet
 from support.data import DataSet, Split
@@ -77,10 +78,31 @@ def test_given_values_are_shown_once_and_paths_only_where_they_are_used(capsys):
 
 def test_the_classes_of_a_folder_are_listed(capsys, monkeypatch):
     monkeypatch.setattr("support.data.class_summary",
-                        lambda data, weighted: iter(["classes  %s %s" % data.class_names]))
+                        lambda data, remedies: iter(["classes  %s %s" % data.class_names]))
     lines = header(capsys, Densenet.choose(dataset="folder", data_dir="photos"), "folder")
     assert lines[1] == "classes  ant bee" and lines[2].startswith("network  ")
     assert not any(line.startswith("classes") for line in header(capsys, Densenet.choose()))
+
+
+def test_what_counts_classes_alike_is_named_unless_it_is_given_or_without_effect(capsys, monkeypatch):
+    def remedies(**given):
+        return header(capsys, Densenet.choose(dataset="folder", data_dir="photos", **given), "folder")[1].split()
+
+    monkeypatch.setattr("support.data.class_summary", lambda data, remedies: iter([" ".join(remedies)]))
+    assert remedies() == ["class_weights=balanced"]  # 6 validation images are too few to choose weights by
+    monkeypatch.setattr("support.terminal.LEAST_VALIDATION", 6)
+    assert remedies() == ["class_weights=balanced", "best_by=balanced_accuracy"]
+    assert remedies(best_by="loss") == ["class_weights=balanced"]
+    assert remedies(class_weights="none") == ["best_by=balanced_accuracy"]
+
+
+def test_the_line_of_an_epoch_has_balanced_accuracy_where_it_tells_something(capsys):
+    unequal, equal = from_matrix([[8, 0], [1, 1]], []), from_matrix([[2, 1], [0, 2]], [])
+    for with_balanced, shown in ((False, ""), (True, ", balanced accuracy 83.33%")):
+        Progress(3, 2).epoch(1, 0.5, 0.75, {"validation": unequal, "test": equal}, 1.0, 0, with_balanced)
+        assert capsys.readouterr().out == (
+            "epoch 1/2  train loss 0.5000 accuracy 75.00%  validation loss 0.5000 accuracy 90.00%, balanced accuracy "
+            "75.00%  test loss 0.5000 accuracy 80.00%" + shown + "  1.0 s\n")
 
 
 class Terminal(io.StringIO):

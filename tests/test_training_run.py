@@ -1,6 +1,7 @@
 """Training runs on tiny data, from the first step to the files that they write."""
 
 import csv
+import dataclasses
 import fcntl
 import glob
 import json
@@ -18,6 +19,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 import test_cifar10
 from helpers import TINY, arguments_for, assert_equal_weights, curves, program, read, wait_for, weights_of
+from test_evaluation import from_matrix
 
 import cifar10
 import Densenet
@@ -366,13 +368,44 @@ def test_training_refuses_what_does_not_fit_weights(tiny_mnist, source):
             Densenet.train(data_dir=tiny_mnist, run_name="other", batch_size=50, validation_size=30, **given)
 
 
-@pytest.mark.parametrize("best_by", ["loss", "balanced_accuracy"])
-def test_the_best_weights_are_those_of_the_chosen_metric(tiny_mnist, folder, best_by):
-    result = Densenet.train(data_dir=tiny_mnist, run_name="tiny", best_by=best_by, **dict(TINY, total_epochs=4,
-                                                                                         schedule="constant"))
+# What validation finds after three epochs, [true class, predicted class], and its loss: each is best by another metric.
+VALIDATIONS = (([[8, 0], [2, 0]], 2.0), ([[4, 4], [0, 2]], 3.0), ([[5, 3], [1, 1]], 1.0))
+
+
+@pytest.mark.parametrize("best_by, epoch", [
+    ("balanced_accuracy", 2), ("loss", 3), pytest.param("accuracy", 1, marks=pytest.mark.campaign)])
+def test_the_best_weights_are_those_of_the_chosen_metric(tiny_mnist, folder, capsys, monkeypatch, best_by, epoch):
+    evaluate, found = Densenet.evaluate_split, iter(VALIDATIONS)
+
+    def crafted(sess, net, split, data, *others, **options):
+        if split is not data.validation:
+            return evaluate(sess, net, split, data, *others, **options)
+        matrix, loss = next(found)
+        return dataclasses.replace(from_matrix(matrix, []), loss=loss, class_num=10)
+
+    monkeypatch.setattr(Densenet, "evaluate_split", crafted)
+    options = dict(TINY, data_dir=tiny_mnist, run_name="tiny", batch_size=150, best_by=best_by)
+    result = Densenet.train(**dict(options, total_epochs=3))
+    assert result["checkpoint"] == "best/dense.ckpt-%d" % (2 * epoch)
     with open("model/tiny/curves.csv") as file:
-        rows = list(csv.DictReader(file))
-    values = [float(row["validation_" + best_by]) for row in rows]
-    best = min(values) if best_by == "loss" else max(values)
-    step = max(int(row["step"]) for row, value in zip(rows, values) if value == best)
-    assert result["checkpoint"] == "best/dense.ckpt-%d" % step
+        assert [row["validation_balanced_accuracy"] for row in csv.DictReader(file)] == ["0.5", "0.75", "0.5625"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    accuracies = re.match("test (accuracy .*), loss", last).group(1)
+    assert "balanced accuracy %.2f%%" % (100 * result["test_balanced_accuracy"]) in accuracies
+    del options["total_epochs"]
+    assert Densenet.train(**options) == result
+    assert "is finished: 3 epochs, test %s (" % accuracies in capsys.readouterr().out
+
+
+def test_a_finished_run_of_an_earlier_version_says_its_accuracy(tiny_mnist, folder, capsys):
+    """Its result.json has no balanced accuracy."""
+    options = dict(TINY, data_dir=tiny_mnist, run_name="mine", batch_size=150, validation_size=0, best_by="loss")
+    result = Densenet.train(**dict(options, total_epochs=1))
+    assert "best_by=loss has no effect: 0 validation images are too few" in capsys.readouterr().out
+    kept = {name: value for name, value in result.items() if name not in ("test_balanced_accuracy",
+                                                                          "test_class_recall")}
+    with open("model/mine/result.json", "w") as file:
+        json.dump(kept, file)
+    del options["total_epochs"]
+    assert Densenet.train(**options) == kept
+    assert "1 epochs, test accuracy %.2f%% (" % (100 * result["test_accuracy"]) in capsys.readouterr().out
