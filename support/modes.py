@@ -14,7 +14,7 @@ import tensorflow.compat.v1 as tf
 from support import UserError, image_folder, pretrained, say, settings
 from support.checkpoints import Checkpoints, step_of
 from support.data import Split, same_data
-from support.evaluation import evaluate_split
+from support.evaluation import balanced_is_asked_for, evaluate_split
 from support.explanations import class_maps, classifier_kernel, feature_reuse, kernels_of
 from support.export import export_graph
 from support.file_reading import shortened
@@ -214,8 +214,8 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
         directory.keep_json(file)
     directory.write_json(file, content)
     say("%s %s, loss %.4f, of %s (%s)" % (
-        "on other data than the run's:" if is_other else "test", evaluation.accuracies(), evaluation.loss, used,
-        os.path.join(directory.path, file)))
+        "on other data than the run's:" if is_other else "test", evaluation.accuracies(balanced_is_asked_for(config)),
+        evaluation.loss, used, os.path.join(directory.path, file)))
     return content
 
 

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from helpers import tiny_config
+from helpers import before_the_first_step, logits_in, tiny_config
 from sklearn.metrics import balanced_accuracy_score
 
 import Densenet
@@ -62,7 +62,7 @@ def test_accuracies_as_text():
     assert equal.accuracies(with_balanced=True) == "accuracy 71.43%, balanced accuracy 70.83%"
     assert FOUND.accuracies() == "accuracy 75.00%, balanced accuracy 75.00%"  # twice as many of one class
     assert dataclasses.replace(equal, in_top_5=7).accuracies() == "accuracy 71.43%, top-5 accuracy 50.00%"
-    edge = from_matrix([[2, 1, 0], [0, 2, 0], [0, 0, 0]], [])  # 1.5 times as many; a class without images is no class
+    edge = from_matrix([[2, 0, 1], [0, 0, 0], [0, 0, 2]], [])  # 1.5 times as many; a class without images is no class
     assert edge.accuracies() == "accuracy 80.00%"
 
 
@@ -77,6 +77,14 @@ def test_balanced_accuracy_is_asked_for_by_the_settings_for_classes_of_unequal_s
 def test_top_5_accuracy_is_in_the_metrics_where_it_is_counted():
     assert "top_5_accuracy" not in FOUND.as_json(NAMES)
     assert dataclasses.replace(FOUND, in_top_5=9).as_json(NAMES)["top_5_accuracy"] == 0.75
+
+
+def test_an_evaluation_asks_for_the_five_most_probable_classes(tiny_mnist):
+    with before_the_first_step(tiny_mnist) as (sess, net, images, labels):
+        logits = logits_in(tf.get_default_graph())[-1]
+        found, logits = sess.run([net.test.in_top_5, logits], {net.test.images: images, net.test.labels: labels})
+    rank = [sum(row > row[label]) for row, label in zip(logits, labels)]
+    assert found.tolist() == [place < 5 for place in rank] and 0 < sum(found) < len(found)
 
 
 def test_the_true_class_is_among_the_most_probable_ones():

@@ -11,6 +11,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from helpers import TINY
 from PIL import Image
+from test_image_folder import TINY_FOLDER, shapes  # noqa: F401
 
 import benchmark
 import Densenet
@@ -76,13 +77,16 @@ def test_the_index_of_support_names_every_module():
 
 
 @pytest.mark.skipif(tf.VERSION.startswith("1."), reason="the example is for TensorFlow 2; its loader is not in 1.15")
-def test_the_export_example_in_the_readme_runs(tiny_mnist, folder):
+@pytest.mark.parametrize("dataset", ["mnist", pytest.param("folder", marks=pytest.mark.campaign)])
+def test_the_export_example_in_the_readme_runs(tiny_mnist, shapes, folder, dataset):  # noqa: F811
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    Densenet.train(data_dir=tiny_mnist, run_name="mnist", **TINY)
+    given, shape = {"mnist": (dict(TINY, data_dir=tiny_mnist), [28, 28]),
+                    "folder": (dict(TINY_FOLDER, data_dir=shapes, crop_area=0.5), [70, 90, 3])}[dataset]
+    Densenet.train(run_name="mnist", **given)
     saved_model, _ = Densenet.export(run_name="mnist")
     (path,) = re.findall(r"model/mnist/export-\d+", example)
     os.rename(saved_model, path)
-    pixels = np.random.RandomState(0).randint(0, 256, [28, 28]).astype(np.uint8)
+    pixels = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
     Image.fromarray(pixels).save("seven.png")
     (answer,) = Densenet.predict(run_name="mnist", images="seven.png")
     output = subprocess.run([sys.executable, "-c", example], check=True, stdout=subprocess.PIPE,

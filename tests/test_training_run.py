@@ -148,9 +148,10 @@ def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder):
 
 
 @pytest.mark.campaign
-def test_a_finished_run_whose_newest_checkpoint_is_lost_is_trained_to_its_end_again(tiny_mnist, folder):
+def test_a_finished_run_whose_newest_checkpoint_is_lost_is_trained_to_its_end_again(tiny_mnist, folder, capsys):
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine", validation_size=0, batch_size=55)
     first = Densenet.train(**options)
+    assert "best_by" not in capsys.readouterr().out
     for path in glob.glob("model/mine/dense.ckpt-12.*"):
         os.remove(path)
     assert Densenet.train(**options)["test_loss"] == first["test_loss"]
@@ -369,18 +370,18 @@ def test_training_refuses_what_does_not_fit_weights(tiny_mnist, source):
 
 
 # What validation finds after three epochs, [true class, predicted class], and its loss: each is best by another metric.
-VALIDATIONS = (([[8, 0], [2, 0]], 2.0), ([[4, 4], [0, 2]], 3.0), ([[5, 3], [1, 1]], 1.0))
+VALIDATIONS = (([[6, 0], [3, 1]], 2.0), ([[2, 4], [0, 4]], 3.0), ([[5, 1], [3, 1]], 1.0))
 
 
 @pytest.mark.parametrize("best_by, epoch", [
     ("balanced_accuracy", 2), ("loss", 3), pytest.param("accuracy", 1, marks=pytest.mark.campaign)])
 def test_the_best_weights_are_those_of_the_chosen_metric(tiny_mnist, folder, capsys, monkeypatch, best_by, epoch):
-    evaluate, found = Densenet.evaluate_split, iter(VALIDATIONS)
+    evaluate, results = Densenet.evaluate_split, iter(VALIDATIONS)
 
     def crafted(sess, net, split, data, *others, **options):
         if split is not data.validation:
             return evaluate(sess, net, split, data, *others, **options)
-        matrix, loss = next(found)
+        matrix, loss = next(results)
         return dataclasses.replace(from_matrix(matrix, []), loss=loss, class_num=10)
 
     monkeypatch.setattr(Densenet, "evaluate_split", crafted)
@@ -388,8 +389,10 @@ def test_the_best_weights_are_those_of_the_chosen_metric(tiny_mnist, folder, cap
     result = Densenet.train(**dict(options, total_epochs=3))
     assert result["checkpoint"] == "best/dense.ckpt-%d" % (2 * epoch)
     with open("model/tiny/curves.csv") as file:
-        assert [row["validation_balanced_accuracy"] for row in csv.DictReader(file)] == ["0.5", "0.75", "0.5625"]
-    last = capsys.readouterr().out.splitlines()[-1]
+        found = [float(row["validation_balanced_accuracy"]) for row in csv.DictReader(file)]
+    assert found == pytest.approx([5 / 8, 2 / 3, 13 / 24], rel=1e-7)
+    *_, line, last = capsys.readouterr().out.splitlines()
+    assert ("accuracy 60.00%, balanced accuracy 54.17%" in line) == (best_by == "balanced_accuracy")
     accuracies = re.match("test (accuracy .*), loss", last).group(1)
     assert "balanced accuracy %.2f%%" % (100 * result["test_balanced_accuracy"]) in accuracies
     del options["total_epochs"]
