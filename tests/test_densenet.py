@@ -304,8 +304,8 @@ def test_averages_over_image_variants_match_numpy(flip_average, shift_average, t
 
 @pytest.mark.parametrize("options", [
     dict(devices=2, weight_decay=0.1, dropout_rate=0.2)] + [pytest.param(one, marks=pytest.mark.campaign) for one in (
-        dict(), dict(devices=2, sync_batch_norm=True), dict(memory_efficient=True),
-        dict(precision="bfloat16", optimizer="sgd"), dict(precision="float16", optimizer="momentum"))], ids=str)
+        dict(devices=2, sync_batch_norm=True, memory_efficient=True), dict(precision="bfloat16", optimizer="sgd"),
+        dict(precision="float16", optimizer="momentum"))], ids=str)
 @pytest.mark.parametrize("train_only, trained", [
     ("head", ("linear/",)), ("last_block", ("dense_final/", "linear_batch/", "linear/"))])
 def test_frozen_layers_have_no_slots_and_stand_still(train_only, trained, options, tiny_mnist):

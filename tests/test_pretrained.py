@@ -502,7 +502,7 @@ def damage(tmp_path, format_name, count):
 
 
 @pytest.mark.parametrize("format_name,count", [("safetensors", 80)] + [
-    pytest.param(name, 24, marks=pytest.mark.campaign)  # HDF5 files are tried in another process first
+    pytest.param(name, 8, marks=pytest.mark.campaign)  # HDF5 files are tried in another process first
     for name in sorted(FORMATS) if name != "safetensors"])
 def test_damaged_files_are_refused_or_read(tmp_path, format_name, count):
     assert damage(tmp_path, format_name, count) >= count // 4
@@ -848,8 +848,8 @@ def logits_with(path, images, class_num):
         return sess.run(logits, {x: images})  # raises an error where a variable has no value
 
 
-@pytest.mark.campaign
-@pytest.mark.parametrize("network", sorted(NETWORKS))
+@pytest.mark.parametrize("network", [pytest.param("densenet_121", marks=pytest.mark.campaign),
+                                     pytest.param("densenet_161", marks=pytest.mark.long)])
 def test_logits_equal_torchvisions(tmp_path, network):
     path = write_safetensors(tmp_path / "a.safetensors", drawn_weights(*NETWORKS[network]))
     assert pretrained.look_up(path, "model").settings["network"] == network
@@ -900,7 +900,7 @@ def test_logits_equal_keras(tmp_path):
     assert_logits_equal_keras(tmp_path, (1, 2, 1, 1), {64: 2}, 5, ("a.h5", "a.weights.h5", "a.keras"))
 
 
-@pytest.mark.campaign
-@pytest.mark.parametrize("network", ["densenet_121", "densenet_169", "densenet_201"])
+@pytest.mark.parametrize("network", [pytest.param("densenet_121", marks=pytest.mark.campaign)] + [
+    pytest.param(network, marks=pytest.mark.long) for network in ("densenet_169", "densenet_201")])
 def test_logits_of_published_networks_equal_keras(tmp_path, network):
     assert_logits_equal_keras(tmp_path, networks.NETWORKS[network]["blocks"], {224: 3, 160: 1}, 1000, ("a.h5",))

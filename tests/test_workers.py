@@ -400,9 +400,9 @@ def ended(process):
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("devices,dropout_rate,train_only", [
-    (1, 0.3, "all"), (1, 0.3, "last_block"), pytest.param(1, 0.0, "head", marks=pytest.mark.long),
-    pytest.param(1, 0.0, "all", marks=pytest.mark.long), pytest.param(2, 0.0, "all", marks=pytest.mark.long)])
+@pytest.mark.parametrize("devices,dropout_rate,train_only", [(1, 0.3, "all")] + [
+    pytest.param(*options, marks=pytest.mark.long) for options in (
+        (1, 0.3, "last_block"), (1, 0.0, "head"), (1, 0.0, "all"), (2, 0.0, "all"))])
 def test_two_workers_match_one_process(tiny_mnist, trained_alone, folder, devices, dropout_rate, train_only):
     """With dropout, the reference is one process with two devices, because the masks differ by device."""
     settings = dict(dropout_rate=dropout_rate, bottleneck=True, sync_batch_norm=True, train_only=train_only)
