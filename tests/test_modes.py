@@ -222,7 +222,8 @@ def served(path):
     return [found["arr_%d" % index] for index in range(4)]
 
 
-@pytest.mark.parametrize("run", ["mnist", pytest.param("cifar10", marks=pytest.mark.campaign), "folder"], indirect=True)
+@pytest.mark.parametrize("run", ["mnist"] + [
+    pytest.param(name, marks=pytest.mark.campaign) for name in ("cifar10", "folder")], indirect=True)
 def test_export_matches_predict(run):
     pixels = image_files(run["run_name"])
     saved_model, frozen = Densenet.export(**run)

@@ -18,7 +18,7 @@ def parameters(network, image_shape, class_num):
 
 @pytest.mark.parametrize("network,image_shape,class_num,expected", [
     ("densenet_40_12", (32, 32, 3), 10, 1019722),
-    ("densenet_bc_100_12", (32, 32, 3), 10, 769162),
+    pytest.param("densenet_bc_100_12", (32, 32, 3), 10, 769162, marks=pytest.mark.campaign),
     pytest.param("densenet_bc_250_24", (32, 32, 3), 10, 15324406, marks=pytest.mark.campaign),
     pytest.param("densenet_bc_190_40", (32, 32, 3), 10, 25624430, marks=pytest.mark.campaign),
     ("densenet_121", (224, 224, 3), 1000, 7978856),

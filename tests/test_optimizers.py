@@ -29,8 +29,8 @@ def test_half_precision_is_near_float32_and_keeps_float32_weights(precision, tol
 
 
 @pytest.mark.parametrize("optimizer,weight_decay,devices", [
-    ("momentum", 0.0, 2), pytest.param("adam", 0.25, 1, marks=pytest.mark.campaign),
-    pytest.param("sgd", 0.25, 1, marks=pytest.mark.campaign)])
+    pytest.param(*options, marks=pytest.mark.campaign)
+    for options in (("momentum", 0.0, 2), ("adam", 0.25, 1), ("sgd", 0.25, 1))])
 def test_the_loss_of_float16_is_scaled(optimizer, weight_decay, devices, tiny_mnist):
     """If the scale is too large, no weight changes, the scale halves, and the step counts; else steps match float32.
 

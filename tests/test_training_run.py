@@ -90,6 +90,7 @@ def test_a_run_writes_all_documented_files(tiny_mnist, folder, capsys, monkeypat
     assert sum(line.startswith("epoch ") for line in lines) == 10 and lines[-1].startswith("test accuracy ")
 
 
+@pytest.mark.campaign
 def test_runs_can_be_repeated_finished_and_extended_in_one_process(tiny_mnist, folder, capsys):
     options = dict(TINY, data_dir=tiny_mnist)
     first = Densenet.train(**options)
