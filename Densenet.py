@@ -90,7 +90,7 @@ norm_epsilon: number(1e-5, 0.1) = 1e-3  # ε of batch normalization, added to th
 
 # What was learned before; see docs/fine-tuning.md
 weights: path(optional=True, tensorflow=False) = ""  # start from: imagenet, a .h5 or .safetensors file, or another run
-train_only: one_of(("all", "last_block", "head")) = "all"  # the rest is frozen; last_block: with the classifier, head
+train_only: one_of(("all", "last_block", "head")) = "all"  # what is trained; last_block includes the classifier, head
 head_rate: number(0.001, 1000.0) = 1.0  # learning rate of the classifier, as a multiple of that of the other layers
 
 # Training
@@ -102,7 +102,7 @@ epsilon: number(1e-12, 1.0) = 1e-8  # Adam's, added to the denominator
 weight_decay: number(0.0, 1.0) = by_dataset(0.0, cifar=0.1, folder=0.1)  # Adam: decoupled (AdamW); momentum: L2
 label_smoothing: number(0.0, 0.9) = by_dataset(0.0, cifar=0.1, folder=0.1)  # share of a label spread over all classes
 class_weights: one_of(("none", "balanced")) = "none"  # balanced: the loss counts each class alike, however many images
-best_by: one_of(("accuracy", "balanced_accuracy", "loss")) = "accuracy"  # on validation, which chooses the checkpoint
+best_by: one_of(("accuracy", "balanced_accuracy", "loss")) = "accuracy"  # on validation: chooses the best weights
 batch_size: integer(1, 65536) = by_dataset(100, digits=50, cifar=128, folder=32)  # images in a step, of all devices
 total_epochs: integer(1, 100000) = by_dataset(13, digits=30, cifar=46, folder=30)  # raise it to extend a finished run
 # auto: bfloat16 where the processor multiplies it itself, else float32; a run keeps what it began with.
