@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from support import UserError
 from support.evaluation import SHOWN_CLASSES
+from support.run_directory import replace_file
 
 CARD = 300  # width in pixels of a card
 CONFUSED_CLASSES = 8  # in the picture of the most confused classes: with names and numbers as many as fit on a card
@@ -224,9 +225,7 @@ def write_reuse_picture(directory, reuse):
                 if file.read() == png:
                     return
             directory.keep_json(REUSE_FILE)
-        with open(path + ".new", "wb") as file:
-            file.write(png)
-        os.replace(path + ".new", path)
+        replace_file(path, lambda file: file.write(png))
     except OSError as error:
         raise UserError("cannot write %s (%s): make room there" % (path, error.strerror)) from None
 

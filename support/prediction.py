@@ -13,7 +13,7 @@ from support.folder_layout import files_under
 from support.image_reading import range_of, read_image
 from support.modes import preparation_of, serving_graph, trained_network
 from support.pictures import CARD, heat_map, is_heat_map
-from support.run_directory import write_json
+from support.run_directory import replace_file, write_json
 from support.settings import expanded
 from support.workers import Cluster
 
@@ -192,13 +192,7 @@ class _HeatMaps:
         """Writes the heat map of an answer's first class over the picture; returns its path."""
         path = self._paths[answer["image"]]
         png = heat_map(picture, class_map, answer["classes"][0], answer["probabilities"][0])
-
-        def write():
-            with open(path + ".new", "wb") as file:
-                file.write(png)
-            os.replace(path + ".new", path)
-
-        self._try(write)
+        self._try(lambda: replace_file(path, lambda file: file.write(png)))
         self.written.add(path)
         self.places = class_map.size
         return path

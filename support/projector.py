@@ -13,6 +13,8 @@ import re
 import numpy as np
 from PIL import Image
 
+from support.run_directory import replace_file
+
 MOST_POINTS = 10000  # as many as the projector arranges by t-SNE
 MOST_VALUES = 2 ** 22  # of all points, about 35 MB of text
 SPRITE_SIDE = 4096  # pixels at most; the projector takes 8192, not every graphics card does
@@ -62,13 +64,13 @@ def write_projector(folder, step, evaluation, images, class_names):
     sprite, (width, height) = thumbnails(images, rows)
     written = [os.path.join(place, "%s-%d.%s" % (name, step, extension)) for name, extension in (
         ("embedding", "tsv"), ("images", "tsv"), ("thumbnails", "png"))]
-    _replace(written[0], lambda file: np.savetxt(file, vectors, "%.5g", "\t"))
-    _replace(written[1], lambda file: file.write("\n".join(
+    replace_file(written[0], lambda file: np.savetxt(file, vectors, "%.5g", "\t"))
+    replace_file(written[1], lambda file: file.write("\n".join(
         _table(rows, evaluation, class_names)).encode("utf-8", "backslashreplace")))
-    _replace(written[2], lambda file: sprite.save(file, "PNG", compress_level=1))
+    replace_file(written[2], lambda file: sprite.save(file, "PNG", compress_level=1))
     total = len(evaluation.labels)
     title = "%s test images, step %d" % ("%d of %d" % (len(rows), total) if len(rows) < total else total, step)
-    _replace(os.path.join(folder, "projector_config.pbtxt"), lambda file: file.write((CONFIG % dict(
+    replace_file(os.path.join(folder, "projector_config.pbtxt"), lambda file: file.write((CONFIG % dict(
         title=title, step=step, count=len(rows), channels=vectors.shape[1], width=width, height=height)).encode()))
     for path in (os.path.join(place, name) for name in os.listdir(place)):
         if re.search(r"(embedding|images|thumbnails)-\d+\.(tsv|png)$", path) and path not in written:
@@ -107,10 +109,3 @@ def thumbnails(images, rows):
                 small = small.resize(size, Image.BOX)
             sprite.paste(small, (place % columns * size[0], place // columns * size[1]))
     return sprite, size
-
-
-def _replace(path, write):
-    """Writes a file atomically; `write` gets it, open for bytes."""
-    with open(path + ".new", "wb") as file:
-        write(file)
-    os.replace(path + ".new", path)

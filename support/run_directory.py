@@ -21,6 +21,13 @@ FOLDER_ONLY = ("image_size", "crop_area")  # settings without effect on data set
 SEEN_IMAGES = "seen_images.npy"  # digests of a folder's training and validation images, uint64
 
 
+def replace_file(path, write):
+    """Writes a file atomically; `write` gets it, open for bytes. Raises OSError if it cannot be written."""
+    with open(path + ".new", "wb") as file:
+        write(file)
+    os.replace(path + ".new", path)
+
+
 def locked(folder):
     """Locks a folder for this process; returns the lock file.
 
@@ -131,9 +138,7 @@ class RunDirectory:
         """Writes a .npy file of the directory atomically. Raises UserError if the file cannot be written."""
         path = os.path.join(self.path, name)
         try:
-            with open(path + ".new", "wb") as file:
-                np.save(file, array)
-            os.replace(path + ".new", path)
+            replace_file(path, lambda file: np.save(file, array))
         except OSError as error:
             raise UserError("cannot write %s (%s): make room there" % (path, error.strerror)) from None
 

@@ -131,7 +131,7 @@ def test_a_failure_to_write_leaves_the_configuration_as_it_was(folder, monkeypat
     def full(path, write):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(projector, "_replace", full)
+    monkeypatch.setattr(projector, "replace_file", full)
     with pytest.raises(OSError, match="No space"):
         write_projector("run", 12, embedded([0, 1]), images, NAMES)
     with open("run/projector_config.pbtxt") as file:
