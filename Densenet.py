@@ -13,6 +13,7 @@ Shapes in comments: N images of a batch, H rows, W columns, C channels, k growth
 """
 
 import contextlib
+import functools
 import inspect
 import math
 import signal
@@ -42,13 +43,15 @@ from support.networks import NETWORKS, STEMS, pools_first, transition_width
 from support.optimizers import optimizer_of, trained_variables
 from support.prefetch import prefetched
 from support.settings import (boolean, by_dataset, count_or_share, file_name, integer, integers, number, one_of,
-                              pair_or_auto, path, paths)
+                              pair_or_auto, path, paths, some_of)
 from support.tensorboard import build_histograms
 from support.training_run import TrainingRun, build_recorded
+from support.weight_average import advance_averages, averages_used
 from support.workers import Cluster
 
 # To add a data set: a function like `mnist_loader.prepare_data`, which returns a `support.data.DataSet`.
 DATASETS = dict(mnist_loader.DATASETS, **cifar10.DATASETS, folder=image_folder.prepare_data)
+FORMATS = ("saved_model", "frozen", "tflite", "onnx")
 SCHEDULES = ("constant", "steps", "cosine", "exponential")  # learning_rate() has their formulas
 
 # ---- Hyperparameters: edit a value here, or give it for one run on the command line (growth_k=24) ----
@@ -64,11 +67,15 @@ cache_dir: path(tensorflow=False) = "cache"  # decoded images of dataset=folder
 digits_stand_in: boolean() = True  # without MNIST, train on the small digits in scikit-learn instead of stopping
 validation_size: count_or_share(0, 1000000) = by_dataset(5000, digits=100, folder=0.1)  # training images held out
 image_size: integer(8, 1024) = 64  # side in pixels to which images of dataset=folder are resized
-augmentation: boolean() = True  # augment training images at random, by the five settings from crop_area to cutout
+augmentation: boolean() = True  # augment training images at random, by the nine settings from crop_area to cutout
 crop_area: number(0.01, 1.0) = 1.0  # least share of an image that a random crop shows; for dataset=folder
 shift: integer(0, 8) = by_dataset(2, cifar=3, folder=4)  # pixels along each axis
 rotation: number(0.0, 45.0) = by_dataset(10.0, cifar=0.0, folder=0.0)  # degrees in either direction
+scaling: number(0.0, 1.0) = 0.0  # |ln| of the factor by which an image grows or shrinks, along each axis
+shear: number(0.0, 45.0) = 0.0  # degrees by which vertical lines are inclined, in either direction
+elastic: number(0.0, 8.0) = 0.0  # pixels, standard deviation of a smooth random displacement
 flip: boolean() = by_dataset(False, cifar=True, folder=True)  # left to right
+alternate_flip: boolean() = False  # mirror each image in every second epoch, instead of at random
 cutout: integer(0, 64) = by_dataset(0, cifar=12)  # side in pixels of a square that is hidden at a random place
 pixel_range: pair_or_auto() = "auto"  # values that become black and white in images of more than 8 bits per channel
 truncated_images: boolean() = False  # use the readable part of truncated image files instead of skipping them
@@ -101,6 +108,7 @@ warmup: number(0.0, 0.9) = by_dataset(0.02, cifar=0.2, folder=0.2)  # share of t
 epsilon: number(1e-12, 1.0) = 1e-8  # Adam's, added to the denominator
 weight_decay: number(0.0, 1.0) = by_dataset(0.0, cifar=0.1, folder=0.1)  # Adam: decoupled (AdamW); momentum: L2
 label_smoothing: number(0.0, 0.9) = by_dataset(0.0, cifar=0.1, folder=0.1)  # share of a label spread over all classes
+ema_decay: number(0.0, 0.99999) = 0.0  # of the exponential moving average of the weights, which is evaluated; 0: none
 class_weights: one_of(("none", "balanced")) = "none"  # balanced: the loss counts each class alike, however many images
 best_by: one_of(("accuracy", "balanced_accuracy", "loss")) = "accuracy"  # on validation: chooses the best weights
 batch_size: integer(1, 65536) = by_dataset(100, digits=50, cifar=128, folder=32)  # images in a step, of all devices
@@ -117,6 +125,8 @@ worker_timeout: number(1.0, 100000.0) = 60.0  # seconds of silence after which a
 
 # Modes after training
 checkpoint: path() = "best"  # best: the best on validation, else the newest; or a checkpoint's path or name
+formats: some_of(FORMATS) = ("saved_model", "frozen")  # what mode=export writes
+export_dir: path() = "export"  # where mode=export writes: export_dir/<run>/<step>
 images: paths() = ()  # what mode=predict classifies: image files and folders of them
 json: path(optional=True, tensorflow=False) = ""  # a file for the answers of mode=predict
 heatmaps: path(optional=True, tensorflow=False) = ""  # mode=predict: a folder for pictures of what the answer is due to
@@ -130,14 +140,13 @@ checkpoint_minutes: number(0.001, 100000.0) = 10.0  # save at least this often, 
 trace_step: integer(0, 10 ** 9) = 0  # a step whose operations are timed, for TensorBoard and chrome://tracing; 0: none
 test_every_epoch: boolean() = False  # test after every epoch, for plotting only; do not tune on it
 
-# What identifies a run: a changed value starts a run of its own, named after the change, and a directory of a run with
-# other values is refused. The rest may change when a run is resumed; total_epochs then moves the end of the schedule.
-IDENTIFYING = (
-    "dataset", "validation_size", "image_size", "augmentation", "crop_area", "shift", "rotation", "flip", "cutout",
-    "flip_average", "shift_average", "network", "blocks", "growth_k", "bottleneck", "compression",
-    "transition_channels", "transition_pooling", "stem", "stem_channels", "dropout_rate", "norm_epsilon", "weights",
-    "train_only", "head_rate", "optimizer", "init_learning_rate", "schedule", "warmup", "epsilon", "weight_decay",
-    "label_smoothing", "class_weights", "best_by", "batch_size", "precision", "seed", "sync_batch_norm")
+# What may change when a run is resumed; total_epochs then moves the end of the schedule. The rest identifies a run: a
+# changed value starts a run of its own, named after the change, and a directory of a run with other values is refused.
+CHANGEABLE = ("mode", "data_dir", "cache_dir", "digits_stand_in", "pixel_range", "truncated_images", "total_epochs",
+              "memory_efficient", "devices", "worker_timeout", "checkpoint", "images", "json", "heatmaps", "handwriting",
+              "formats", "export_dir", "log_dir", "model_dir", "run_name", "checkpoint_minutes", "trace_step",
+              "test_every_epoch")
+IDENTIFYING = tuple(name for name in __annotations__ if name not in CHANGEABLE)
 
 
 class DenseNet:
@@ -323,6 +332,8 @@ def build_training(images, labels, rate, stop_request, config, data, cluster):
             train = tf.train.get_global_step().assign_add(1, read_value=False)
     with tf.name_scope("moving_statistics"):
         train = tf.group(train, *advance_moving_statistics(moving, mean, variance))
+        averaged = [*variables, *(variable for each in moving for variable in (each.mean, each.variance))]
+        train = advance_averages(train, averaged, config.ema_decay)
     return train, cost, accuracy, stop
 
 
@@ -340,7 +351,7 @@ def build_graph(data, config, cluster=None):
     global_step = tf.train.get_or_create_global_step()
     train, cost, accuracy, stop = build_training(images, labels, rate, stop_request, config, data, cluster)
     histograms = build_histograms()
-    with tf.name_scope("inference"):
+    with tf.name_scope("inference"), averages_used():
         one_view = types.SimpleNamespace(**dict(vars(config), flip_average=False, shift_average=0))
         validation = test = build_evaluation(images, labels, one_view, class_num, cluster)
         if config.flip_average or config.shift_average:
@@ -425,19 +436,11 @@ def training_loop(sess, net, data, config, run):
         run.finish(sess, step, evaluate_split(sess, net.test, data.test, data, run.cluster, embed=True))
 
 
-def evaluate(arguments=(), **overrides):
-    """Tests a trained run's checkpoint; returns the content of evaluation.json: see `support.modes.evaluate`."""
-    return modes.evaluate(choose, prepare_data, build_evaluation, arguments, caller="evaluate", **overrides)
-
-
-def predict(arguments=(), **overrides):
-    """Classifies image files with a trained run; returns a list of answers: see `support.prediction.predict`."""
-    return prediction.predict(choose, inference, arguments, caller="predict", **overrides)
-
-
-def export(arguments=(), **overrides):
-    """Writes a trained run as SavedModel and frozen graph; returns both paths: see `support.modes.export`."""
-    return modes.export(choose, inference, arguments, caller="export", **overrides)
+# The other modes, called like train(): evaluate returns the content of evaluation.json, predict a list of answers, export
+# the paths that it wrote.
+evaluate = functools.partial(modes.evaluate, choose, prepare_data, build_evaluation, caller="evaluate")
+predict = functools.partial(prediction.predict, choose, inference, caller="predict")
+export = functools.partial(modes.export, choose, prepare_data, inference, caller="export")
 
 
 def main(arguments=(), **overrides):

@@ -6,6 +6,7 @@
     pretrained          which trained weights a run can start from
     weight_files        how files of weights by Keras and PyTorch are read
     optimizers          Adam with weight decay, momentum, and the paper's recipe
+    weight_average      averages of the weights over the steps, and where they are used instead
     batch_statistics    how layers share batch statistics; recomputation; compiled passes
     tflearn_pooling     how tflearn's pooling is used without its side effects
 

@@ -5,6 +5,8 @@ import numpy as np
 from support import image_folder
 from support.data import color_preprocessing
 
+KNOTS = 4  # intervals along each axis within which an elastic displacement varies smoothly
+
 
 def training_batches(data, config, epoch, first_batch, share=slice(None)):
     """Yields the batches of an epoch: normalized images [N, H, W, C] and labels [N].
@@ -32,32 +34,46 @@ def training_batches(data, config, epoch, first_batch, share=slice(None)):
         pixels = data.train.images.crops(order[places], boxes)
     else:
         pixels = (data.train.images[chosen] for chosen in order[places])
+    mirrored = None
+    if config.flip and config.alternate_flip:
+        mirrored = mirrored_in(epoch, len(order), config.seed)
     for batch, (chosen, images) in enumerate(zip(order[places], pixels), start=first_batch):
         images = color_preprocessing(images, data.mean, data.deviation)
         if config.augmentation:
             random = RandomShare(np.random.RandomState([config.seed, epoch, batch]), share, config.batch_size)
-            images = data_augmentation(images, data.border, random, config.shift, config.rotation, config.flip,
-                                       config.cutout)
+            images = data_augmentation(
+                images, data.border, random, config.shift, config.rotation, config.flip if mirrored is None
+                else mirrored[chosen], config.cutout, config.scaling, config.shear, config.elastic)
         yield images, data.train.labels[chosen]
 
 
-def data_augmentation(images, border, random, shift=0, rotation=0.0, flip=False, cutout=0):
-    """Augments each image at random: rotation, shift, left-right flip and cutout, in this order.
+def mirrored_in(epoch, count, seed):
+    """Which of `count` images are mirrored in an epoch, bool [count]: drawn for the first, then the others in turn.
+
+    So any two epochs in a row show each image both ways (Jordan 2024, arXiv 2404.00498, section 3.6).
+    """
+    first = np.random.RandomState([seed, 0, 0, 0]).randint(0, 2, count)  # a seed that no batch has
+    return (first + epoch) % 2 == 1
+
+
+def data_augmentation(images, border, random, shift=0, rotation=0.0, flip=False, cutout=0, scaling=0.0, shear=0.0,
+                      elastic=0.0):
+    """Augments each image at random: distortion, shift, left-right flip and cutout, in this order.
 
     Args:
         images: normalized images, float32 [N, H, W, C]. They are not modified.
         border: the normalized pixel that fills the area beyond the edges, float32 [C].
         random: a RandomState or RandomShare, seeded with (seed, epoch, batch).
         shift: maximum shift in pixels along each axis (padding and random crop of the paper's section 4.1).
-        rotation: maximum rotation in degrees in either direction.
-        flip: whether images are mirrored left to right with probability 1/2.
+        rotation, scaling, shear, elastic: see `random_distortion`.
+        flip: whether images are mirrored left to right with probability 1/2; or which of them are, bool [N].
         cutout: side in pixels of the square that is hidden (DeVries & Taylor 2017, arXiv 1708.04552).
     Returns:
         float32 [N, H, W, C].
     """
-    if rotation:
-        images = random_rotation(images, rotation, border, random)
-    if shift or flip:
+    if rotation or scaling or shear or elastic:
+        images = random_distortion(images, border, random, rotation, scaling, shear, elastic)
+    if shift or flip is not False:
         images = random_crop(images, shift, flip, border, random)
     if cutout:
         images = random_cutout(images, cutout, border, random)
@@ -97,7 +113,7 @@ def random_crop(images, padding, flip, border, random):
     Args:
         images: the images.
         padding: number of pixels.
-        flip: whether images are mirrored left to right with probability 1/2.
+        flip: whether images are mirrored left to right with probability 1/2; or which of them are, bool [N].
         border: the pixel for padding, [C].
         random: a RandomState or RandomShare.
     """
@@ -108,8 +124,8 @@ def random_crop(images, padding, flip, border, random):
     top, left = random.randint(0, 2 * padding + 1, (2, count))
     rows = top[:, None] + np.arange(height)
     columns = left[:, None] + np.arange(width)
-    if flip:
-        mirrored = random.randint(0, 2, count).astype(bool)
+    if flip is not False:
+        mirrored = random.randint(0, 2, count).astype(bool) if flip is True else flip
         columns[mirrored] = columns[mirrored, ::-1]
     image = np.arange(count)[:, None, None] * padded.shape[1]
     places = (image + rows[:, :, None]) * padded.shape[2] + columns[:, None, :]
@@ -134,25 +150,30 @@ def random_cutout(images, side, border, random):
     return images
 
 
-def random_rotation(images, degrees, border, random):
-    """Rotates each image about its centre by a random angle, with bilinear interpolation.
+def random_distortion(images, border, random, rotation=0.0, scaling=0.0, shear=0.0, elastic=0.0):
+    """Rotates, scales, shears and bends each image at random about its centre, with bilinear interpolation.
 
     Args:
         images: float32 [N, H, W, C].
-        degrees: maximum angle in either direction.
         border: the pixel beyond the edges, float32 [C].
         random: a RandomState or RandomShare.
+        rotation: maximum angle in degrees in either direction.
+        scaling: maximum of |ln| of the factor by which an image grows, along each axis by one of its own.
+        shear: maximum angle in degrees by which vertical lines are inclined, in either direction.
+        elastic: standard deviation in pixels of a smooth displacement, along each axis: see `_displacements`.
     Returns:
         float32 [N, H, W, C].
     """
     count, height, width, channels = images.shape
-    angles = np.radians(random.uniform(-degrees, degrees, count)).astype(np.float32)[:, None]
     down, right = (index.reshape(1, -1).astype(np.float32) for index in np.indices((height, width)))
     centre_down, centre_right = np.float32((height - 1) / 2), np.float32((width - 1) / 2)
-    cos, sin = np.cos(angles), np.sin(angles)
+    matrix = _source_matrices(count, random, rotation, scaling, shear)
     # [N, H·W]: source position of each pixel, in an image padded by one pixel before and two after along each axis.
-    from_down = cos * (down - centre_down) + sin * (right - centre_right) + (centre_down + 1)
-    from_right = cos * (right - centre_right) - sin * (down - centre_down) + (centre_right + 1)
+    from_down, from_right = (of_down * (down - centre_down) + of_right * (right - centre_right) + (centre + 1)
+                             for (of_down, of_right), centre in zip(matrix, (centre_down, centre_right)))
+    if elastic:
+        from_down += _displacements(count, height, width, elastic, random)
+        from_right += _displacements(count, height, width, elastic, random)
     np.clip(from_down, 0, height + 1, out=from_down)
     np.clip(from_right, 0, width + 1, out=from_right)
     top, left = from_down.astype(np.int32), from_right.astype(np.int32)
@@ -169,3 +190,38 @@ def random_rotation(images, degrees, border, random):
         lower += (pixels.take(corner + (width + 4)) - lower) * beside
         turned[..., channel] = upper + (lower - upper) * below
     return turned.reshape(images.shape)
+
+
+def _source_matrices(count, random, rotation, scaling, shear):
+    """The matrices from a pixel's place, (rows down, columns right) of the centre, to that of its source: 2x2 [N, 1]."""
+    def drawn(most):
+        values = random.uniform(-most, most, count) if most else np.zeros(count)
+        return values.astype(np.float32)[:, None]
+
+    angle, slope = np.radians(drawn(rotation)), np.tan(np.radians(drawn(shear)))
+    shrink_down, shrink_right = np.exp(drawn(scaling)), np.exp(drawn(scaling))
+    cos, sin = np.cos(angle), np.sin(angle)
+    return (((cos + sin * slope) * shrink_down, sin * shrink_right),
+            ((cos * slope - sin) * shrink_down, cos * shrink_right))
+
+
+def _displacements(count, height, width, deviation, random):
+    """Random smooth displacements of pixels along one axis, with a standard deviation in pixels, float32 [N, H·W].
+
+    They are those of Simard et al. 2003 ("Best practices for convolutional neural networks applied to visual document
+    analysis", section 2): random values, smoothed. Drawn for KNOTS intervals along each axis and smoothed by cubic
+    B-splines, which for 28 pixels are close to the Gaussian of 4 pixels there, and cost far less.
+    """
+    rows, columns = _splines(height), _splines(width)
+    values = random.uniform(-1, 1, (rows.shape[1] * columns.shape[1], count)).T
+    values = values.reshape(count, rows.shape[1], columns.shape[1]).astype(np.float32)
+    usual = np.sqrt(np.square(rows).sum(1).mean() * np.square(columns).sum(1).mean() / 3)  # a uniform variance is 1/3
+    return (rows @ values @ columns.T).reshape(count, -1) * np.float32(deviation / usual)
+
+
+def _splines(side):
+    """The weights of KNOTS + 3 values in each of `side` pixels, by cubic B-splines, float32 [side, KNOTS + 3]."""
+    places = (np.arange(side) + 0.5) / side * KNOTS
+    distances = np.abs(places[:, None] - np.arange(-1, KNOTS + 2))
+    near = 2 / 3 - distances ** 2 + distances ** 3 / 2
+    return np.where(distances < 1, near, np.maximum(0, 2 - distances) ** 3 / 6).astype(np.float32)

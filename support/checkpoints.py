@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 
 from support import UserError, say
 from support.run_directory import CHECKPOINT
+from support.weight_average import averages_first
 
 LEAST_VALIDATION = 30  # images; fewer say nothing about which weights are better
 # The errors that restoring raises for a damaged or missing file; ValueError: the index file is missing.
@@ -34,7 +35,7 @@ class Checkpoints:
         self.keep = keep
         # The Saver deletes nothing: it loses its list of old checkpoints when the process ends. `_save` deletes them.
         self.saver = tf.train.Saver(max_to_keep=None, save_relative_paths=True)
-        self._earlier_saver = None
+        self._savers = {}  # for checkpoints with other names, by these names
         with tf.name_scope("finite"):
             self._finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(variable)) for variable
                                           in tf.global_variables() if variable.dtype.base_dtype.is_floating])
@@ -145,15 +146,25 @@ class Checkpoints:
         return None
 
     def _saver_for(self, prefix):
-        """Returns the Saver for a checkpoint. Earlier versions numbered the blocks of some networks from 1, not 0."""
+        """Returns the Saver for a checkpoint, which may have other names than the variables of the graph.
+
+        A graph without averages of the weights reads the averages as its weights. Earlier versions numbered the blocks
+        of some networks from 1, not 0.
+        """
         try:
             saved = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
         except (tf.errors.OpError, ValueError, IndexError, RuntimeError):
             return self.saver  # damaged: restoring will report it
-        if any(name.startswith("dense_0/") for name in saved) or not any(name.startswith("dense_1/") for name in saved):
+        variables = {variable.op.name: variable for variable in tf.global_variables()}
+        from_1 = not any(name.startswith("dense_0/") for name in saved) and any(
+            name.startswith("dense_1/") for name in saved)
+        names = {name: re.sub(r"^(dense|trans)_(\d+)/", lambda found: "%s_%d/" % (
+            found.group(1), int(found.group(2)) + from_1), name) for name in variables}
+        if len(averages_first(variables)) == len(variables):
+            names = {name: averages_first(saved).get(other, other) for name, other in names.items()}
+        if all(name == other for name, other in names.items()):
             return self.saver
-        if self._earlier_saver is None:
-            self._earlier_saver = tf.train.Saver({
-                re.sub(r"^(dense|trans)_(\d+)/", lambda found: "%s_%d/" % (found.group(1), int(found.group(2)) + 1),
-                       variable.op.name): variable for variable in tf.global_variables()})
-        return self._earlier_saver
+        key = tuple(names.values())
+        if key not in self._savers:
+            self._savers[key] = tf.train.Saver({other: variables[name] for name, other in names.items()})
+        return self._savers[key]

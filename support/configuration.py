@@ -32,6 +32,8 @@ USED_BY = {
     "json": (("predict",), "the results of the other modes are in the run's directory"),
     "heatmaps": (("predict",), "they show what the answers of mode=predict are due to"),
     "handwriting": (("predict",), "it changes the images that are to be classified"),
+    "formats": (("export",), "they are the files that an export consists of"),
+    "export_dir": (("export",), "nothing else is written there"),
 }
 
 # Names of the field that are no settings here: what they are called here, or what is done instead.
@@ -62,6 +64,12 @@ HINTS = {settings.squashed(name): here for here, names in {
     "crop_area": "crop random_crop random_resized_crop",
     "rotation": "rotate degrees random_rotation",
     "flip": "hflip horizontal_flip random_flip",
+    "scaling": "scale zoom zoom_range random_scale",
+    "shear": "shear_range",
+    "elastic": "elastic_transform elastic_distortion",
+    "ema_decay": "ema model_ema ema_rate polyak swa weight_average average_decay",
+    "formats": "format export_format export_formats",
+    "export_dir": "export_path",
     "cutout": "random_erasing cutout_size cutout_length",
     "log_dir": "logs log_path tensorboard tensorboard_dir tb_dir summary_dir",
     "model_dir": "save_dir save_path output_dir out_dir checkpoint_dir ckpt_dir models_dir work_dir results_dir",

@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from support.weight_average import averages_first
+
 
 def class_maps(features, kernel, classes):
     """Class activation maps (Zhou et al. 2016, arXiv 1512.04150): how much each place of an image speaks for a class.
@@ -49,9 +51,10 @@ def mean_over_views(features, views, flip):
 
 
 def kernels_of(sess):
-    """The kernels of the network in a session, {variable name: array}."""
-    return sess.run({variable.op.name: variable for variable in tf.global_variables()
-                     if variable.op.name.endswith("/kernel")})
+    """The kernels of the network in a session, or their averages where it has any, {variable name: array}."""
+    variables = {variable.op.name: variable for variable in tf.global_variables()}
+    return sess.run({name: variables[read] for name, read in averages_first(variables).items()
+                     if name.endswith("/kernel")})
 
 
 def feature_reuse(weights, blocks, growth_k, bottleneck):

@@ -21,6 +21,7 @@ from support import UserError, download, say
 from support.checkpoints import LEAST_VALIDATION
 from support.file_reading import shortened
 from support.run_directory import RunDirectory, of_earlier_versions, runs_in
+from support.weight_average import SUFFIX, averages_first
 from support.weight_files import (
     KERAS_EPSILON,
     VARIABLE,
@@ -168,6 +169,7 @@ def start_from(sess, weights, class_names):
     """
     variables = {variable.op.name: variable for variable in tf.global_variables()}
     values, line = fit(weights, {name: variable.shape.as_list() for name, variable in variables.items()}, class_names)
+    values.update({name + SUFFIX: value for name, value in values.items() if name + SUFFIX in variables})
     feed = {variables[name].initializer.inputs[1]: value for name, value in values.items()}
     sess.run([variables[name].initializer for name in values], feed)
     return line
@@ -351,8 +353,8 @@ def _checkpoint_weights(path):
         return re.sub(r"^(dense|trans)_(\d+)/", lambda found: "%s_%d/" % (
             found.group(1), int(found.group(2)) - first), name)
 
-    tensors = {ours(name): Tensor(name, None, functools.partial(reader.get_tensor, name))
-               for name in sorted(names) if VARIABLE.fullmatch(name)}
+    tensors = {ours(name): Tensor(name, None, functools.partial(reader.get_tensor, read))
+               for name, read in sorted(averages_first(names).items()) if VARIABLE.fullmatch(name)}
     for needed in ("linear/kernel", "normalization/mean", "normalization/deviation"):
         if needed not in list(tensors) + list(names):
             raise _Foreign("%s has no %s: it is a checkpoint of another program or of an early version"

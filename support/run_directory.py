@@ -28,16 +28,16 @@ def replace_file(path, write):
     os.replace(path + ".new", path)
 
 
-def locked(folder):
-    """Locks a folder for this process; returns the lock file.
+def locked(folder, name="lock"):
+    """Locks a folder for this process; returns the lock file, `name` in the folder.
 
     The lock ends when the returned file is closed or when the process ends, even if the process is killed.
 
     Raises:
         UserError: another process has locked the folder.
-        OSError: the file `lock` in the folder cannot be written.
+        OSError: the file cannot be written.
     """
-    lock = open(os.path.join(folder, "lock"), "a+")
+    lock = open(os.path.join(folder, name), "a+")
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,7 +189,8 @@ def write_json(path, content, setting):
 
 # What versions did that saved all that evaluating needs, but did not have these settings yet.
 UNRECORDED = {"cutout": 0, "shift_average": 0, "transition_pooling": "average", "norm_epsilon": 1e-3, "weights": "",
-              "train_only": "all", "head_rate": 1.0, "class_weights": "none", "best_by": "accuracy"}
+              "train_only": "all", "head_rate": 1.0, "class_weights": "none", "best_by": "accuracy",
+              "ema_decay": 0.0, "alternate_flip": False, "scaling": 0.0, "shear": 0.0, "elastic": 0.0}
 
 
 def of_earlier_versions(recorded):

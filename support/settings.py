@@ -140,6 +140,18 @@ def one_of(choices):
     return Kind("one of " + ", ".join(choices), parse, choices)
 
 
+def some_of(choices):
+    """At least one of the names in `choices`, separated by commas, as in `one_of`; their order is that of `choices`."""
+    one = one_of(choices)
+
+    def parse(given):
+        chosen = {one.parse(part.strip()) for part in _parts(given)}
+        if not chosen:
+            raise ValueError
+        return tuple(choice for choice in choices if choice in chosen)
+    return Kind("one or more of %s, separated by commas" % ", ".join(choices), parse)
+
+
 def squashed(name):
     """The name in lower case, without what separates words: Densenet-121 and densenet_121 become densenet121."""
     return re.sub(r"[\W_]+", "", name.lower())

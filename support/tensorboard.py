@@ -182,7 +182,8 @@ class RunLogs:
         """
         try:
             os.makedirs(self.folder, exist_ok=True)
-            self._lock = locked(self.folder)  # a run in another model_dir may have the same name
+            # A run in another model_dir may have the same name. Not `lock`: log_dir may be the model_dir.
+            self._lock = locked(self.folder, "lock_of_logs")
             self._begin = step
             for split, folder in FOLDERS.items():
                 if split != "validation" or os.path.isdir(self.folder + folder):  # no entry without content

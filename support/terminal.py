@@ -43,6 +43,7 @@ SHAPING = {
         ("weight_decay", "weight decay %s", {}),
         ("label_smoothing", "label smoothing %s", {}),
         ("epsilon", "epsilon %s", {}),
+        ("ema_decay", "weights averaged with decay %s", {"0": ""}),
         ("class_weights", "%s class weights", {"none": ""}),
         ("best_by", "best by %s", {"accuracy": ""}),
         ("batch_size", "batch size %s", {}),
@@ -56,14 +57,19 @@ SHAPING = {
         ("crop_area", "crop area %s", {"1": ""}),
         ("shift", "shift %s", {"0": ""}),
         ("rotation", "rotation %s degrees", {"0": ""}),
+        ("scaling", "scaling %s", {"0": ""}),
+        ("shear", "shear %s degrees", {"0": ""}),
+        ("elastic", "elastic %s", {"0": ""}),
         ("flip", "", {"True": "flip"}),
+        ("alternate_flip", "", {"True": "in every second epoch"}),
         ("cutout", "cutout %s", {"0": ""}),
         ("flip_average", "", {"True": "test averages mirror images"}),
         ("shift_average", "test averages shifts by %s", {"0": ""}),
     ),
 }
 BALANCING = {"class_weights": "balanced", "best_by": "balanced_accuracy"}  # for classes of unequal size
-AUGMENTATIONS = ("crop_area", "shift", "rotation", "flip", "cutout")  # without effect if `augmentation` is off
+AUGMENTATIONS = ("crop_area", "shift", "rotation", "scaling", "shear", "elastic", "flip", "alternate_flip",
+                 "cutout")  # without effect if `augmentation` is off
 IN_FIRST_LINE = ("dataset", "validation_size", "image_size")
 
 

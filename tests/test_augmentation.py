@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.interpolate
 import scipy.ndimage
 from helpers import tiny_config
 
@@ -11,9 +12,10 @@ from support.augmentation import (
     data_augmentation,
     random_crop,
     random_cutout,
-    random_rotation,
+    random_distortion,
     training_batches,
 )
+from support.data import color_preprocessing
 
 
 class Drawn:
@@ -62,7 +64,7 @@ def test_random_rotation(degrees):
     random = np.random.RandomState(0)
     images = np.full((2, 25, 23, 2), np.float32([3, -1]))
     images[:, 7:18, 7:16] = random.rand(2, 11, 9, 2)
-    turned = random_rotation(images, 45.0, np.float32([3, -1]), Drawn([degrees, 0.0]))
+    turned = random_distortion(images, np.float32([3, -1]), Drawn([degrees, 0.0]), rotation=45.0)
     for channel, border in enumerate((3, -1)):
         expected = scipy.ndimage.rotate(images[0, ..., channel], degrees, reshape=False, order=1, cval=border)
         np.testing.assert_allclose(turned[0, 1:-1, 1:-1, channel], expected[1:-1, 1:-1], atol=1e-4)
@@ -70,9 +72,61 @@ def test_random_rotation(degrees):
 
 
 def test_rotation_fills_corners_with_the_border():
-    turned = random_rotation(np.zeros((1, 9, 9, 1), np.float32), 45.0, np.float32([5]), Drawn([45.0]))
+    turned = random_distortion(np.zeros((1, 9, 9, 1), np.float32), np.float32([5]), Drawn([45.0]), rotation=45.0)
     np.testing.assert_array_equal(turned[0, [0, 0, 8, 8], [0, 8, 0, 8], 0], 5)
     assert turned[0, 4, 4, 0] == 0
+
+
+def test_scaling_and_shear_match_scipy():
+    """An image grows by exp(-0.2) downwards and exp(0.3) to the right; the rows are shifted by tan(20°) of their place."""
+    image = np.zeros((1, 25, 23, 1), np.float32)
+    image[0, 7:18, 7:16, 0] = np.random.RandomState(0).rand(11, 9)
+    changed = random_distortion(image, np.float32([0]), Drawn([20.0], [0.2], [-0.3]), scaling=0.5, shear=30.0)
+    source = np.array([[1, 0], [np.tan(np.radians(20)), 1]]) @ np.diag(np.exp([0.2, -0.3]))
+    centre = np.array([12, 11])
+    expected = scipy.ndimage.affine_transform(image[0, ..., 0], source, centre - source @ centre, order=1)
+    np.testing.assert_allclose(changed[0, 1:-1, 1:-1, 0], expected[1:-1, 1:-1], atol=1e-5)
+
+
+def test_an_elastic_distortion_moves_pixels_by_cubic_splines():
+    """Of 7x7 drawn values; the coordinates of an image's own pixels show where each pixel comes from."""
+    side, values = 28, np.random.RandomState(0).uniform(-1, 1, (2, 49, 1))
+    image = np.stack(np.indices((side, side)), -1).astype(np.float32)[None]
+    moved = random_distortion(image, np.float32([0, 0]), Drawn(*values), elastic=0.7)[0] - image[0]
+    places = (np.arange(side) + 0.5) / side * 4
+    basis = scipy.interpolate.BSpline.basis_element([-2, -1, 0, 1, 2], extrapolate=False)
+    weights = np.nan_to_num(np.stack([basis(places - knot) for knot in range(-1, 6)], 1))  # [28, 7]
+    usual = np.sqrt((weights ** 2).sum(1).mean() ** 2 / 3)
+    inside = slice(6, -6)  # nearer to the edges a pixel can come from beyond them
+    for axis in range(2):
+        expected = weights @ values[axis].reshape(7, 7) @ weights.T * 0.7 / usual
+        np.testing.assert_allclose(moved[inside, inside, axis], expected[inside, inside], atol=1e-4)
+
+
+def test_an_elastic_distortion_has_the_given_standard_deviation():
+    image = np.tile(np.arange(28, dtype=np.float32)[:, None], (2000, 1, 28, 1)).reshape(2000, 28, 28, 1)
+    moved = random_distortion(image, np.float32([0]), np.random.RandomState(0), elastic=0.7) - image
+    assert abs(moved[:, 5:-5, 5:-5].std() - 0.7) < 0.03
+
+
+def test_alternate_flips_show_each_image_both_ways_in_two_epochs(tiny_mnist):
+    config = tiny_config(tiny_mnist, augmentation=True, shift=0, flip=True, alternate_flip=True, batch_size=60)
+    data, _ = Densenet.prepare_data(config)
+    seen = []
+    for epoch in range(4):
+        order = np.random.RandomState([config.seed, epoch]).permutation(len(data.train))
+        batches = np.concatenate([images for images, _ in training_batches(data, config, epoch, 0)])
+        its = {}
+        for place, image in zip(order, batches):
+            plain = color_preprocessing(data.train.images[place][None], data.mean, data.deviation)[0]
+            assert (image == plain).all() or (image == plain[:, ::-1]).all()
+            its[place] = bool((image != plain).any())
+        seen.append(its)
+    for place in set(seen[0]) & set(seen[1]):
+        assert seen[0][place] != seen[1][place]
+    for place in set(seen[0]) & set(seen[2]):
+        assert seen[0][place] == seen[2][place]
+    assert 0.3 < np.mean(list(seen[0].values())) < 0.7
 
 
 def test_augmentation_shifts_by_whole_pixels_and_flips():
@@ -93,7 +147,7 @@ def test_augmentation_shifts_by_whole_pixels_and_flips():
 
 
 @pytest.mark.parametrize("options", [dict(shift=2), dict(rotation=10.0), dict(flip=True), dict(shift=1, flip=True),
-                                     dict(cutout=3)])
+                                     dict(cutout=3), dict(scaling=0.2), dict(shear=9.0), dict(elastic=1.0)])
 def test_augmentation_is_reproducible_and_keeps_its_input(options):
     images = np.random.RandomState(0).rand(30, 9, 7, 2).astype(np.float32)
     before = images.copy()

@@ -1,0 +1,48 @@
+"""How are the weights averaged over the training steps, and who reads the averages instead of the weights?"""
+
+import contextlib
+
+import tensorflow.compat.v1 as tf
+
+SUFFIX = "/ExponentialMovingAverage"  # TensorFlow's: what follows the name of a variable in that of its average
+
+
+def advance_averages(train, variables, decay):
+    """Adds to a training step that the averages of the variables follow it, by `tf.train.ExponentialMovingAverage`.
+
+    average ← d · average + (1 - d) · variable (Polyak & Juditsky 1992), with d = decay, but (1 + step) / (10 + step)
+    in the first steps, where that is less: so early averages are not of the initial values.
+
+    Args:
+        train: the operation of the step, which also counts it.
+        variables: what is averaged: weights, and the moving statistics that belong to them.
+        decay: 0 averages nothing.
+    Returns:
+        an operation, `train` itself for a decay of 0.
+    """
+    if not decay:
+        return train
+    with tf.control_dependencies([train]):
+        return tf.train.ExponentialMovingAverage(decay, tf.train.get_global_step()).apply(variables)
+
+
+@contextlib.contextmanager
+def averages_used():
+    """A context in which a network is built on the averages, where its variables have any."""
+    averages = {variable.op.name: variable for variable in tf.global_variables()}
+
+    def average_of(getter, name, *args, **options):
+        variable = getter(name, *args, **options)
+        return averages.get(variable.op.name + SUFFIX, variable)
+
+    with tf.variable_scope(tf.get_variable_scope(), custom_getter=average_of):
+        yield
+
+
+def averages_first(names):
+    """{name of a variable: name of the tensor that holds its average, or itself where there is none}.
+
+    Args:
+        names: the names of the tensors in a checkpoint, or of the variables in a graph.
+    """
+    return {name: name + SUFFIX if name + SUFFIX in names else name for name in names if not name.endswith(SUFFIX)}
