@@ -51,7 +51,6 @@ from support.workers import Cluster
 
 # To add a data set: a function like `mnist_loader.prepare_data`, which returns a `support.data.DataSet`.
 DATASETS = dict(mnist_loader.DATASETS, **cifar10.DATASETS, folder=image_folder.prepare_data)
-FORMATS = ("saved_model", "frozen", "tflite", "onnx")
 SCHEDULES = ("constant", "steps", "cosine", "exponential")  # learning_rate() has their formulas
 
 # ---- Hyperparameters: edit a value here, or give it for one run on the command line (growth_k=24) ----
@@ -125,7 +124,7 @@ worker_timeout: number(1.0, 100000.0) = 60.0  # seconds of silence after which a
 
 # Modes after training
 checkpoint: path() = "best"  # best: the best on validation, else the newest; or a checkpoint's path or name
-formats: some_of(FORMATS) = ("saved_model", "frozen")  # what mode=export writes
+formats: some_of(("saved_model", "frozen", "tflite", "onnx")) = ("saved_model", "frozen")  # what mode=export writes
 export_dir: path() = "export"  # where mode=export writes: export_dir/<run>/<step>
 images: paths() = ()  # what mode=predict classifies: image files and folders of them
 json: path(optional=True, tensorflow=False) = ""  # a file for the answers of mode=predict
@@ -143,8 +142,8 @@ test_every_epoch: boolean() = False  # test after every epoch, for plotting only
 # What may change when a run is resumed; total_epochs then moves the end of the schedule. The rest identifies a run: a
 # changed value starts a run of its own, named after the change, and a directory of a run with other values is refused.
 CHANGEABLE = ("mode", "data_dir", "cache_dir", "digits_stand_in", "pixel_range", "truncated_images", "total_epochs",
-              "memory_efficient", "devices", "worker_timeout", "checkpoint", "images", "json", "heatmaps", "handwriting",
-              "formats", "export_dir", "log_dir", "model_dir", "run_name", "checkpoint_minutes", "trace_step",
+              "memory_efficient", "devices", "worker_timeout", "checkpoint", "formats", "export_dir", "images", "json",
+              "heatmaps", "handwriting", "log_dir", "model_dir", "run_name", "checkpoint_minutes", "trace_step",
               "test_every_epoch")
 IDENTIFYING = tuple(name for name in __annotations__ if name not in CHANGEABLE)
 
@@ -436,8 +435,7 @@ def training_loop(sess, net, data, config, run):
         run.finish(sess, step, evaluate_split(sess, net.test, data.test, data, run.cluster, embed=True))
 
 
-# The other modes, called like train(): evaluate returns the content of evaluation.json, predict a list of answers, export
-# the paths that it wrote.
+# The other modes, called like train(); they return evaluation.json's content, a list of answers, the paths written.
 evaluate = functools.partial(modes.evaluate, choose, prepare_data, build_evaluation, caller="evaluate")
 predict = functools.partial(prediction.predict, choose, inference, caller="predict")
 export = functools.partial(modes.export, choose, prepare_data, inference, caller="export")

@@ -1,17 +1,28 @@
 """How fast do the networks train and infer, and how much memory do they take? Measured on synthetic images.
 
-    python benchmark.py                                    a table of four networks
+    python benchmark.py                                    a table of eight networks
     python benchmark.py network=densenet_121 batch_size=8  one network, by its name in support/networks.py
     python benchmark.py steps=50 json=speed.json           also as JSON
+    python benchmark.py network=bc40 against=peer.py       in turns with another program
     python benchmark.py --help                             all settings
 
-The short names are mnist (densenet_mnist_first), bc40 (densenet_bc_40_12), bc100 (densenet_bc_100_12) and cifar
-(densenet_full_cifar). Each row is measured in a process of its own: untimed steps first, then the median of timed ones.
+The short names are mnist (densenet_mnist_first), bc40 (densenet_bc_40_12), bc100 (densenet_bc_100_12), cifar
+(densenet_full_cifar), 121 (densenet_121), and default_mnist, default_cifar and default_folder, the networks that
+Densenet.py trains by default. Each row is measured in a process of its own: untimed steps first, then the median of
+timed ones.
+
+`against` is a file or a command line, to which the network's name is added: `peer.py bc40`. The program measures that
+network and prints one line or two: "images/s 123.4" with anything before and behind, for training, or for inference if
+the line contains "inference".
 """
 
 import multiprocessing
+import os
+import re
 import resource
+import shlex
 import statistics
+import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -32,7 +43,7 @@ from support.workers import Cluster
 NAMES = tuple(BENCHMARKED) + tuple(NETWORKS)
 
 # ---- Settings, here or on the command line ----
-network: one_of(("all",) + NAMES) = "all"  # all: a row for each of mnist, bc40, bc100, cifar
+network: one_of(("all",) + NAMES) = "all"  # all: a row for each of the short names
 blocks: integers(0, 256, most=8) = (0,)  # layers in each dense block; 0: the network's own
 precision: one_of(PRECISIONS) = "float32"  # of activations and products
 memory_efficient: boolean() = False  # recompute activations in the backward pass to save memory
@@ -41,6 +52,8 @@ devices: settings.declared(Densenet)["devices"] = 0  # replicas that share each 
 batch_size: integer(0, 65536) = 0  # images in a step; 0: 100 for MNIST, 64 for 32x32 images, 16 for 224x224
 steps: integer(1, 100000) = 10  # timed steps of training, and of inference
 json: path(optional=True) = ""  # a file for the rows as JSON
+against: path(optional=True, tensorflow=False) = ""  # a program to compare with: see above
+rounds: integer(1, 1000) = 3  # with `against`: how often each of the two programs runs, in turns
 
 WARM_UP_STEPS = 3  # the first one chooses kernels
 PEAK_SIDE = 2048  # of the square matrices whose product shows what the machine can do
@@ -150,6 +163,62 @@ def table(rows):
         yield "  ".join(form % value(row) for _, form, value in columns)
 
 
+def measured(values):
+    """The row of a network, measured in a process of its own; `values`: the arguments of `measure`."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, **values).result()
+
+
+def compared(values, against, rounds):
+    """Measures a network and another program in turns.
+
+    Args:
+        values: the arguments of `measure`.
+        against, rounds: the settings of these names.
+    Returns:
+        (rows of all rounds, each with what the program printed as `peer_images_per_second` and
+        `peer_inference_images_per_second`; lines of text with the medians and the ratio of each round).
+    """
+    rows = []
+    for _ in range(rounds):
+        row = measured(values)
+        row.update(speed_of(against, values["network"]))
+        rows.append(row)
+    lines = []
+    for key, title in (("images_per_second", "training"), ("inference_images_per_second", "inference")):
+        if "peer_" + key in rows[0]:
+            ours, theirs = ([row[prefix + key] for row in rows] for prefix in ("", "peer_"))
+            ratios = [our / their for our, their in zip(ours, theirs)]
+            lines.append("%s %s %s: %.1f images/s, %s %.1f (medians); ratios %s, median %.2f" % (
+                values["network"], values["precision"], title, statistics.median(ours), against,
+                statistics.median(theirs), ", ".join("%.2f" % ratio for ratio in ratios), statistics.median(ratios)))
+    return rows, lines
+
+
+def speed_of(against, network):
+    """What another program measures: {"peer_images_per_second": …, "peer_inference_images_per_second": …}, or one.
+
+    Raises:
+        UserError: the program cannot be run, fails, or prints no line of the form that this file's docstring has.
+    """
+    command = ([against] if os.path.exists(against) else shlex.split(against)) + [network]
+    if command[0].endswith(".py") and not os.access(command[0], os.X_OK):
+        command.insert(0, sys.executable)
+    try:
+        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    except OSError as error:
+        raise UserError("cannot run %s (%s): set against to a program" % (command[0], error.strerror)) from None
+    if run.returncode:
+        raise UserError("%s ended with status %d (%s): mend it, or leave against out" % (
+            " ".join(command), run.returncode, (run.stderr.strip().splitlines() or ["without a message"])[-1]))
+    found = {"peer_inference_images_per_second" if "inference" in line else "peer_images_per_second": float(speed)
+             for line in run.stdout.splitlines() for speed in re.findall(r"images/s[ :=]*([0-9.]*[0-9])", line)}
+    if not found or 0 in found.values():
+        raise UserError('%s printed no line with "images/s" and a number above 0, as described in --help'
+                        % " ".join(command))
+    return found
+
+
 def main(arguments):
     """Runs the program; returns its exit status."""
     module = sys.modules[__name__]
@@ -160,12 +229,17 @@ def main(arguments):
             return 0
         values = dict(settings.constants_of(module), **settings.given_in(arguments, {}, settings.declared(module)))
         rows = []
-        file_name = values.pop("json")
+        file_name, against, rounds = (values.pop(name) for name in ("json", "against", "rounds"))
         if file_name:
             write_json(file_name, rows, "json")  # now, before the time it takes
         for name in BENCHMARKED if values["network"] == "all" else (values["network"],):
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                rows.append(process.submit(measure, **dict(values, network=name)).result())
+            if against:
+                its_rows, lines = compared(dict(values, network=name), against, rounds)
+                rows += its_rows
+                for line in lines:
+                    say(line)
+            else:
+                rows.append(measured(dict(values, network=name)))
         for line in table(rows):
             say(line)
         if file_name:

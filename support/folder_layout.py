@@ -341,9 +341,6 @@ def _check_and_note_splits(roles, train, notes):
         if unknown:
             raise DataError("%s has the class %s, which %s has not: there is nothing to learn the class from"
                             % (_shown(folder.path), _shown(unknown[0]), _shown(train.path)))
-        missing = [name for name in train.holding if name not in folder.holding]
-        if missing:
-            notes.append("%s has no images of %s" % (_shown(folder.path), _listing(missing)))
 
 
 def _note_left_out(folders, classes, notes):

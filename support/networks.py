@@ -44,15 +44,20 @@ NETWORKS = {
     "densenet_folder": dict(_BC, blocks=(2, 4, 4), growth_k=32, bottleneck=False, stem="7x7s2+pool"),
 }
 
-# Short names in benchmark.py's table.
+# Short names in benchmark.py's table; the last three are what Densenet.py trains by default.
 BENCHMARKED = {"mnist": "densenet_mnist_first", "bc40": "densenet_bc_40_12", "bc100": "densenet_bc_100_12",
-               "cifar": "densenet_full_cifar"}
+               "cifar": "densenet_full_cifar", "121": "densenet_121", "default_mnist": "densenet_bc_28_12",
+               "default_cifar": "densenet_cifar", "default_folder": "densenet_folder"}
 
 
 def synthetic_task(network):
     """What `benchmark.py` trains a named network on: ((H, W, C) of an image, classes, images in a step)."""
     if network in ("densenet_mnist", "densenet_mnist_first", "densenet_bc_28_12"):
         return (28, 28, 1), 10, 100
+    if network == "densenet_cifar":
+        return (32, 32, 3), 10, 128
+    if network == "densenet_folder":
+        return (64, 64, 3), 10, 32
     if NETWORKS[network]["stem"] in ("imagenet", "7x7s2+pool"):
         return (224, 224, 3), 1000, 16
     return (32, 32, 3), 10, 64

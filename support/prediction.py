@@ -1,5 +1,9 @@
 """How are image files classified by a trained run, and how is shown what in each image the answer is due to?"""
 
+import collections
+import concurrent.futures
+import contextlib
+import itertools
 import math
 import os
 
@@ -11,6 +15,7 @@ from support import UserError, say
 from support.appearance import as_handwriting, differences, is_handwritten
 from support.folder_layout import files_under
 from support.image_reading import range_of, read_image
+from support.machine import cores
 from support.modes import preparation_of, serving_graph, trained_network
 from support.pictures import CARD, heat_map, is_heat_map
 from support.run_directory import replace_file, write_json
@@ -18,6 +23,7 @@ from support.settings import expanded
 from support.workers import Cluster
 
 PICTURE_SIDE = CARD  # pixels, at least, of the image in a heat map
+LARGEST_BATCH = 16  # images; more are hardly faster
 
 
 def predict(choose, inference, arguments=(), **overrides):
@@ -49,7 +55,7 @@ def predict(choose, inference, arguments=(), **overrides):
         say("network: %s" % trained.restore(sess))
         try:
             fetched = [probabilities] + (maps if heat_maps else [])
-            for answer in _answers(files, reading, lambda pixels: sess.run(fetched, {images: pixels[None]}),
+            for answer in _answers(files, reading, lambda pixels: sess.run(fetched, {images: pixels}),
                                    facts["class_names"], heat_maps):
                 answers.append(answer)
         finally:
@@ -64,16 +70,50 @@ def predict(choose, inference, arguments=(), **overrides):
 
 
 def _answers(files, reading, run, class_names, heat_maps):
-    """Yields the answer for each file that can be read; `run`: pixels to [probabilities, class activation map]."""
-    for file in files:
-        pixels, picture = reading.pixels_of(file, PICTURE_SIDE if heat_maps else None)
-        if pixels is not None:
-            probabilities, *maps = run(pixels)
-            answer = _answer(file, probabilities[0], class_names)
-            answer.update(reading.warning(file, pixels))
-            if heat_maps:
-                answer["heatmap"] = heat_maps.write(answer, picture, maps[0][0])
-            yield answer
+    """Yields the answer for each file that can be read; `run`: pixels [N, …] to [probabilities, class activation maps].
+
+    The files are read by all cores and classified together: one, two, four, … so that the first answer comes at once.
+    """
+    side = PICTURE_SIDE if heat_maps else None
+    with contextlib.closing(_read_ahead(files, lambda file: reading.read(file, side))) as found:
+        for read, result in _classified(found, run):
+            reading.report(read)
+            if result is not None:
+                probabilities, *maps = result
+                answer = _answer(read.file, probabilities, class_names)
+                answer.update(reading.warning(read.file, read.pixels))
+                if heat_maps:
+                    answer["heatmap"] = heat_maps.write(answer, read.picture, maps[0])
+                yield answer
+
+
+def _classified(found, run):
+    """Yields each _Read with what `run` returns for its image, None where there is no image."""
+    size = 1
+    batch = list(itertools.islice(found, size))
+    while batch:
+        readable = [read.pixels for read in batch if read.pixels is not None]
+        results = zip(*run(np.stack(readable))) if readable else iter(())
+        for read in batch:
+            yield read, None if read.pixels is None else next(results)
+        size = min(2 * size, LARGEST_BATCH)
+        batch = list(itertools.islice(found, size))
+
+
+def _read_ahead(files, read):
+    """Yields what `read` returns for each file, in order. Threads read the files of the next two batches meanwhile."""
+    files, ahead = iter(files), collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(cores()) as threads:
+        try:
+            while True:
+                for file in itertools.islice(files, 2 * LARGEST_BATCH - len(ahead)):
+                    ahead.append(threads.submit(read, file))
+                if not ahead:
+                    return
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def _files(config):
@@ -86,6 +126,10 @@ def _files(config):
     if not files:
         raise UserError("there are no files in %s" % ", ".join(config.images))
     return files
+
+
+# What was read of a file: see `_Reading.read`; `notes` are lines for the user.
+_Read = collections.namedtuple("_Read", "file pixels picture notes")
 
 
 class _Reading:
@@ -109,26 +153,29 @@ class _Reading:
             for note in notes:
                 say(note)
 
-    def pixels_of(self, file, picture_side=None):
-        """(uint8 [size, size, channels] of an image file, as the network gets it; the same for people to look at).
+    def read(self, file, picture_side=None):
+        """Reads an image file; may be called by several threads.
 
-        The second has at least `picture_side` pixels a side; it is None where that is. Both are None, and a line is
-        printed, if the file cannot be read.
+        Returns:
+            a _Read: `pixels` are uint8 [size, size, channels], as the network gets them; `picture` is the same for
+            people to look at, with at least `picture_side` pixels a side, None where that is; both are None if the
+            file cannot be read.
         """
         notes = []
         try:
-            pixels = self._read(file, 1, notes)
+            pixels = self._pixels_of(file, 1, notes)
             zoom = math.ceil(picture_side / len(pixels)) if picture_side else 0
-            picture = self._read(file, zoom, []) if zoom else None
+            return _Read(file, pixels, self._pixels_of(file, zoom, []) if zoom else None, notes)
         except Exception as error:  # of any kind: see read_image
             problem = getattr(error, "strerror", None) or "no image: %s" % " ".join(str(error).split())
-            say("%s  skipped (%s)" % (file, problem))
-            return None, None
-        for note in notes:
-            say("%s  %s" % (file, note))
-        return pixels, picture
+            return _Read(file, None, None, ["skipped (%s)" % problem])
 
-    def _read(self, file, zoom, notes):
+    def report(self, read):
+        """Prints what is to be said of how a file was read, a _Read."""
+        for note in read.notes:
+            say("%s  %s" % (read.file, note))
+
+    def _pixels_of(self, file, zoom, notes):
         """The pixels of a file, `zoom` times as many along each side as the network gets."""
         rule = self.preparation
         if self.config.handwriting:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import benchmark
+from support import UserError
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -26,6 +27,47 @@ def test_a_row_has_all_measurements(tmp_path):
         assert row[key] > 0, key
     assert row["images_per_second"] == pytest.approx(3e3 / row["step_ms"])
     assert "22,906" in run.stdout
+
+
+def peer(tmp_path, text):
+    (tmp_path / "peer.py").write_text(text)
+    return str(tmp_path / "peer.py")
+
+
+def test_a_comparison_runs_both_programs_in_turns(tmp_path, monkeypatch):
+    """Medians and ratios of: ours 300, 100, 200 images/s, the other program's 100, 100, 50 and in inference 400."""
+    ours = iter([300.0, 100.0, 200.0])
+    order = tmp_path / "order"
+    program = peer(tmp_path, "import sys\n"
+                             "order = open(%r, 'a+'); order.write('peer '); order.seek(0)\n"
+                             "turn = order.read().count('peer') - 1\n"
+                             "print(sys.argv[1], 'compile images/s', [100, 100, 50][turn], 'peak-MB 5')\n"
+                             "print('121 inference images/s 400.00')\n" % str(order))
+
+    def measured(values):
+        with open(str(order), "a") as file:
+            file.write("ours ")
+        return {"images_per_second": next(ours), "inference_images_per_second": 800.0}
+
+    monkeypatch.setattr(benchmark, "measured", measured)
+    rows, lines = benchmark.compared({"network": "bc40", "precision": "float32"}, program, 3)
+    assert order.read_text() == "ours peer ours peer ours peer "
+    assert [row["peer_images_per_second"] for row in rows] == [100, 100, 50]
+    assert lines == [
+        "bc40 float32 training: 200.0 images/s, %s 100.0 (medians); ratios 3.00, 1.00, 4.00, median 3.00" % program,
+        "bc40 float32 inference: 800.0 images/s, %s 400.0 (medians); ratios 2.00, 2.00, 2.00, median 2.00" % program]
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("print('fast')", 'printed no line with "images/s" and a number above 0, as described in --help'),
+    ("raise ValueError('no such network')", "ended with status 1 (ValueError: no such network): mend it"),
+])
+def test_a_program_that_measures_nothing_is_reported(tmp_path, text, sentence):
+    with pytest.raises(UserError) as error:
+        benchmark.speed_of(peer(tmp_path, text), "bc40")
+    assert sentence in str(error.value)
+    with pytest.raises(UserError, match="cannot run .*absent"):
+        benchmark.speed_of(str(tmp_path / "absent"), "bc40")
 
 
 @pytest.mark.parametrize("arguments, sentence", [

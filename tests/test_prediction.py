@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import Densenet
 from support import UserError, prediction
 from support.data import color_preprocessing
 from support.image_reading import read_image
+from support.machine import cores
 from support.modes import preparation_of
 from support.pictures import is_heat_map
 
@@ -33,7 +35,7 @@ def test_predict(run, capsys):  # noqa: F811
     with open("answers.json") as file:
         answers = json.load(file)
     assert [answer["image"] for answer in answers] == ["images/%d.png" % index for index in (0, 1, 2, 3, 1)]
-    assert answers[1] == answers[4]
+    assert answers[1]["probabilities"] == pytest.approx(answers[4]["probabilities"], abs=1e-6)  # of other batches
     settings = read("model/%s/settings.json" % run["run_name"])
     for answer in answers:
         assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
@@ -264,3 +266,31 @@ def test_maps_of_one_pixel_are_said_to_show_no_places(folder, capsys):
                np.ones([1, 1], np.float32))
     maps.conclude()
     assert "have one pixel, so that heat maps cannot show where" in capsys.readouterr().out
+
+
+def test_batches_grow_and_answers_keep_the_order_of_the_files():
+    """Of 60 files, every seventh cannot be read. The first image is classified alone, so that its answer comes at once."""
+    shapes, reads = [], []
+
+    def read(number):
+        reads.append(number)
+        return prediction._Read(number, None if number % 7 == 6 else np.full([2, 2, 1], number), None, [])
+
+    def run(pixels):  # noqa: F811
+        shapes.append(len(pixels))
+        return [pixels[:, 0, 0, 0] * 10]
+
+    found = prediction._read_ahead(range(60), read)
+    answers = [next(answer) for answer in [prediction._classified(found, run)]]
+    assert shapes == [1] and len(reads) <= 2 * prediction.LARGEST_BATCH + 1  # no more is kept in memory
+    answers += prediction._classified(found, run)
+    assert [one.file for one, _ in answers] == list(range(60))
+    assert [result and result[0] for _, result in answers] == [
+        None if number % 7 == 6 else number * 10 for number in range(60)]
+    assert max(shapes) <= prediction.LARGEST_BATCH and sum(shapes) == 52
+
+
+@pytest.mark.skipif(cores() < 2, reason="needs two cores")
+def test_files_are_read_by_several_threads():
+    both = threading.Barrier(2)
+    list(prediction._read_ahead(range(2), lambda _: both.wait(60)))  # fails unless both are read at the same time
