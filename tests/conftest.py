@@ -3,6 +3,7 @@
 import gzip
 import os
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -23,13 +24,17 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "campaign: a slower test, which runs with --campaigns or --long alone")
+    config.addinivalue_line("markers", "once: a campaign that does not depend on TensorFlow's version: --campaigns runs "
+                            "it with the newest alone")
     config.addinivalue_line("markers", "long: a test that runs with --long alone")
 
 
 def pytest_collection_modifyitems(config, items):
     left_out = set() if config.getoption("--long") else {"long"}
     if left_out and not config.getoption("--campaigns"):
-        left_out.add("campaign")
+        left_out.update(("campaign", "once"))
+    elif left_out and sys.version_info < (3, 10):  # then TensorFlow is 1.15, see requirements.txt
+        left_out.add("once")
     dropped = [item for item in items if left_out & {mark.name for mark in item.iter_markers()}]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in dropped]

@@ -13,7 +13,7 @@ from support import UserError
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_a_row_has_all_measurements(tmp_path):
     command = [sys.executable, os.path.join(REPOSITORY, "benchmark.py"), "network=mnist", "blocks=2,1", "batch_size=3",
                "steps=1", "json=rows.json"]

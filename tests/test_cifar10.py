@@ -293,7 +293,7 @@ def test_the_error_names_missing_files(tmp_path):
     assert str(tmp_path / "cifar10") in str(caught.value) and "cifar-10-binary.tar.gz" in str(caught.value)
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_the_real_images(real_data, tmp_path, monkeypatch):
     """Checks the class counts of the training files and the pixels of official test images."""
     monkeypatch.undo()

@@ -164,7 +164,7 @@ def test_the_plain_implementation_matches_the_network():
         np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-4 * np.abs(second).max())
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_the_plain_implementation_matches_the_full_network():
     """Blocks of 6, 12, 48 and 32 layers: our inference, on the variables that the plain implementation trained."""
     def both(images, training):

@@ -154,7 +154,7 @@ def shapes_in_quarters(count, random):
     return images, labels, quarters
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 @pytest.mark.parametrize("flip_average", [False, True])
 def test_a_maps_maximum_lies_where_the_object_is(flip_average):
     """The object is in one quarter of the picture; a tiny network is trained on such pictures."""

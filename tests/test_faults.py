@@ -285,7 +285,7 @@ def limited(arguments, size):
 
 @pytest.mark.parametrize("size", [  # 4: less than the lock file
     pytest.param(4, marks=pytest.mark.campaign), 2000, pytest.param(20000, marks=pytest.mark.long)])
-@pytest.mark.campaign
+@pytest.mark.once
 def test_a_run_resumes_exactly_after_a_full_disk(tiny_mnist, folder, finished, size):
     """The run ends with one sentence and status 1, and earlier checkpoints stay intact."""
     shutil.copytree(finished, "model")
@@ -316,7 +316,7 @@ def small_disk(folder):
     subprocess.run(["umount", "disk"], check=True)
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 @pytest.mark.parametrize("written", ["model_dir", "log_dir"])
 def test_a_run_resumes_after_a_full_file_system(tiny_mnist, small_disk, written):
     """The file system of the checkpoints or of the logs becomes full during the run."""
@@ -342,7 +342,7 @@ def test_a_run_resumes_after_a_full_file_system(tiny_mnist, small_disk, written)
     process.communicate()
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_a_run_is_saved_if_the_disk_of_the_logs_is_full(tiny_mnist, folder, monkeypatch):
     """The run reports the error, saves a checkpoint, and resumes exactly once the disk has space."""
     options = dict(TINY, data_dir=tiny_mnist, checkpoint_minutes=100)
@@ -382,7 +382,7 @@ def test_a_failed_write_to_an_event_file_raises(tmp_path):
 
 # ---- Signals, numbers, neighbours ----
 
-@pytest.mark.campaign
+@pytest.mark.once
 @pytest.mark.parametrize("gap", [0.0, pytest.param(0.02, marks=pytest.mark.long),
                                  pytest.param(0.1, marks=pytest.mark.long)])
 def test_a_second_ctrl_c_stops_at_once(tiny_mnist, folder, gap):
@@ -414,7 +414,7 @@ def test_infinite_weights_are_not_saved(tiny_mnist, folder, monkeypatch):
     assert all(np.isfinite(value).all() for value in weights_of("model/mine", 6).values())
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_two_runs_cannot_write_the_same_logs(tiny_mnist, folder):
     """Two runs have the same name but different model folders."""
     command = arguments_for(tiny_mnist, "mine", total_epochs=1000)
@@ -595,7 +595,7 @@ def test_a_run_with_odd_hyperparameter_values_finishes_or_fails_cleanly(tiny_mni
 
 # ---- Unusual environments ----
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_the_program_runs_with_unusual_paths_and_environments(tiny_mnist, tmp_path):
     """Non-ASCII paths with spaces, read-only data, another working directory, locale C, no home, closed outputs."""
     folder = tmp_path / "Straße mit 空白"

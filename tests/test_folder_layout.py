@@ -416,7 +416,7 @@ def test_random_trees_give_the_planted_classes_and_splits_or_one_sentence(tmp_pa
     fuzz(tmp_path, range(40))
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_300_random_trees_give_the_planted_classes_and_splits_or_one_sentence(tmp_path):
     fuzz(tmp_path, range(1000, 1300))
 

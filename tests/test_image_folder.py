@@ -464,7 +464,7 @@ def test_a_signal_within_an_epoch_stops_training(shapes, folder, monkeypatch):
     monkeypatch.undo()
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_an_imagenet_network_trains_at_224(shapes, folder):
     result = Densenet.train(dataset="folder", network="densenet_121", blocks=(1, 1, 1, 1), growth_k=4, batch_size=8,
                             data_dir=shapes, validation_size=130, total_epochs=1)

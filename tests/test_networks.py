@@ -18,14 +18,14 @@ def parameters(network, image_shape, class_num):
 
 @pytest.mark.parametrize("network,image_shape,class_num,expected", [
     ("densenet_40_12", (32, 32, 3), 10, 1019722),
-    pytest.param("densenet_bc_100_12", (32, 32, 3), 10, 769162, marks=pytest.mark.campaign),
-    pytest.param("densenet_bc_250_24", (32, 32, 3), 10, 15324406, marks=pytest.mark.campaign),
-    pytest.param("densenet_bc_190_40", (32, 32, 3), 10, 25624430, marks=pytest.mark.campaign),
+    pytest.param("densenet_bc_100_12", (32, 32, 3), 10, 769162, marks=pytest.mark.once),
+    pytest.param("densenet_bc_250_24", (32, 32, 3), 10, 15324406, marks=pytest.mark.once),
+    pytest.param("densenet_bc_190_40", (32, 32, 3), 10, 25624430, marks=pytest.mark.once),
     ("densenet_121", (224, 224, 3), 1000, 7978856),
-    pytest.param("densenet_169", (224, 224, 3), 1000, 14149480, marks=pytest.mark.campaign),
-    pytest.param("densenet_201", (224, 224, 3), 1000, 20013928, marks=pytest.mark.campaign),
-    pytest.param("densenet_161", (224, 224, 3), 1000, 28681000, marks=pytest.mark.campaign),
-    pytest.param("densenet_full_cifar", (32, 32, 3), 10, 10236298, marks=pytest.mark.campaign),
+    pytest.param("densenet_169", (224, 224, 3), 1000, 14149480, marks=pytest.mark.once),
+    pytest.param("densenet_201", (224, 224, 3), 1000, 20013928, marks=pytest.mark.once),
+    pytest.param("densenet_161", (224, 224, 3), 1000, 28681000, marks=pytest.mark.once),
+    pytest.param("densenet_full_cifar", (32, 32, 3), 10, 10236298, marks=pytest.mark.once),
     ("densenet_mnist_first", (28, 28, 1), 10, 607930),
 ])
 def test_parameter_counts(network, image_shape, class_num, expected):

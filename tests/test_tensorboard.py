@@ -251,7 +251,7 @@ def test_a_long_run_has_a_limited_number_of_histograms():
     assert [histograms_are_due(epoch, 3) for epoch in (1, 2, 3)] == [True] * 3
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_nan_gradients_get_the_error_message_of_the_loss(tiny_mnist, folder):
     """A histogram of NaN gradients must not raise its own error."""
     with pytest.raises(UserError, match="lower init_learning_rate or raise epsilon"):

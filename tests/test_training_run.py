@@ -112,7 +112,7 @@ def test_runs_can_be_repeated_finished_and_extended_in_one_process(tiny_mnist, f
     assert [row["step"] for row in csv_rows(os.path.join(run, "curves.csv"))] == ["6", "12", "18"]
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_only_a_given_or_edited_total_epochs_extends_a_finished_run(tiny_mnist, folder, capsys, monkeypatch):
     """The constant says 13."""
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine")
@@ -133,7 +133,7 @@ def test_only_a_given_or_edited_total_epochs_extends_a_finished_run(tiny_mnist, 
     assert Densenet.train(**options)["epochs"] == 2
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder):
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine")
     Densenet.train(**dict(options, total_epochs=3))
@@ -148,7 +148,7 @@ def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder):
     assert Densenet.train(**dict(options, total_epochs=3))["test_accuracy"] == before["test_accuracy"]
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_a_finished_run_whose_newest_checkpoint_is_lost_is_trained_to_its_end_again(tiny_mnist, folder, capsys):
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine", validation_size=0, batch_size=55)
     first = Densenet.train(**options)
@@ -159,7 +159,7 @@ def test_a_finished_run_whose_newest_checkpoint_is_lost_is_trained_to_its_end_ag
     assert [row["step"] for row in csv_rows("model/mine/curves.csv")] == ["6", "12"]
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_a_batch_of_more_than_the_training_images_is_made_smaller_and_said(tiny_mnist, folder, capsys):
     """On one device 300 of 300, on seven 294. The run keeps the size that was given: the same command resumes."""
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine", batch_size=301)
@@ -229,7 +229,7 @@ def test_a_nan_loss_stops_the_run(tiny_mnist, folder, monkeypatch):
     assert all(np.isfinite(value).all() for value in weights_of("model/mine", 6).values())
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_a_checkpoint_that_cannot_be_saved_is_reported(tiny_mnist, folder, monkeypatch):
     def full(*_, **__):
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
@@ -262,7 +262,7 @@ def test_a_signal_saves_and_a_second_process_is_refused(tiny_mnist, folder, numb
     assert weights_of("model/mine", step)["global_step"] == step
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_a_run_is_saved_when_its_terminal_is_closed(tiny_mnist, folder):
     """The kernel sends SIGHUP, and writing to the terminal fails from then on."""
     master, terminal = os.openpty()
@@ -287,7 +287,7 @@ def test_a_run_is_saved_when_its_terminal_is_closed(tiny_mnist, folder):
     assert weights_of("model/mine", max(steps))["global_step"] == max(steps)
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_a_run_finishes_if_nobody_reads_its_output(tiny_mnist, folder):
     process = program(arguments_for(tiny_mnist, "unread"))
     assert any(line.startswith("DenseNet on mnist") for line in process.stdout)
@@ -297,7 +297,7 @@ def test_a_run_finishes_if_nobody_reads_its_output(tiny_mnist, folder):
     assert read("model/unread/result.json")["steps"] == 12
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_an_automatic_precision_is_resolved_once_and_kept(tiny_mnist, folder, monkeypatch):
     """A run that began where bfloat16 is fast goes on in bfloat16 where it is not."""
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine", precision="auto")

@@ -274,7 +274,7 @@ def test_roles_without_work_get_one_sentence(text, sentence):
         workers_of(text)
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_a_cluster_of_one_chief_trains(tiny_mnist, folder, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config_of({"chief": ["cmle-training-0:2222"]}, "chief", "0"))
     assert Densenet.train(arguments_for(tiny_mnist, "mine", total_epochs=1))["steps"] == 6
@@ -478,7 +478,7 @@ def test_a_lost_worker_of_three_ends_the_other_two(tiny_mnist, folder):
     print("SIGSTOP of worker 2 of 3: the others ended after %.1f s" % seconds)
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 @pytest.mark.parametrize("missing", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_worker_that_never_connects_is_named(tiny_mnist, folder, times, missing):
     for _ in range(times):
@@ -501,7 +501,7 @@ def test_workers_wait_for_a_late_worker(tiny_mnist, folder, times, first):
         assert read("model/mine%d/result.json" % time_of)["steps"] == 12
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_a_signal_to_one_worker_stops_all_and_one_resumes_alone(tiny_mnist, folder, capsys):
     processes = pair(arguments_for(tiny_mnist, "mine", total_epochs=1000))
     wait_for(saved("mine"), processes[0])
@@ -530,7 +530,7 @@ def test_workers_with_different_settings_fail(tiny_mnist, folder, change, senten
     assert not os.path.exists("model")
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_workers_on_unlike_processors_use_the_precision_of_the_chief(tiny_mnist, folder):
     """With precision=auto, worker 0 would choose float32 and worker 1 bfloat16."""
     script = ("import sys, Densenet, support.training_run as run; from support import command_line; "
