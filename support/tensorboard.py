@@ -142,7 +142,7 @@ def drawn_names(graph):
 def drawn_graph(graph, names):
     """The tf.GraphDef of the operations in `names`, {name in `graph`: name in the result}; see `drawn_names`."""
     definition = graph.as_graph_def(add_shapes=True)
-    drawn = tf.GraphDef(versions=definition.versions, library=definition.library)
+    drawn = tf.GraphDef(versions=definition.versions)  # TensorBoard would draw each function of its library beside it
     for node in definition.node:
         if node.name in names:
             copy = drawn.node.add()

@@ -4,14 +4,15 @@ import contextlib
 
 import tensorflow.compat.v1 as tf
 
-SUFFIX = "/ExponentialMovingAverage"  # TensorFlow's: what follows the name of a variable in that of its average
+SUFFIX = "/ExponentialMovingAverage"  # what follows the name of a variable in that of its average, as in TensorFlow
 
 
 def advance_averages(train, variables, decay):
-    """Adds to a training step that the averages of the variables follow it, by `tf.train.ExponentialMovingAverage`.
+    """Adds to a training step that the averages of the variables follow it.
 
-    average ← d · average + (1 - d) · variable (Polyak & Juditsky 1992), with d = decay, but (1 + step) / (10 + step)
-    in the first steps, where that is less: so early averages are not of the initial values.
+    average ← d · average + (1 - d) · variable (Polyak & Juditsky 1992), with d = decay, but (step - 1) / (step + 9) in
+    the first steps, where that is less: so early averages are of few steps, and the first one is of none before.
+    `tf.train.ExponentialMovingAverage` does about the same with thousands of operations for the initial values.
 
     Args:
         train: the operation of the step, which also counts it.
@@ -22,8 +23,13 @@ def advance_averages(train, variables, decay):
     """
     if not decay:
         return train
+    averages = [tf.get_variable(variable.op.name + SUFFIX, variable.shape, tf.float32, tf.zeros_initializer(),
+                                trainable=False, use_resource=True) for variable in variables]
     with tf.control_dependencies([train]):
-        return tf.train.ExponentialMovingAverage(decay, tf.train.get_global_step()).apply(variables)
+        step = tf.cast(tf.train.get_global_step().read_value(), tf.float32)
+        share = 1 - tf.minimum(decay, (step - 1) / (step + 9))
+        return tf.group(*(average.assign_sub(share * (average.read_value() - variable.read_value()), read_value=False)
+                          for average, variable in zip(averages, variables)))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 from helpers import arguments_for, assert_equal_weights, curves, weights_of
 from PIL import Image
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorflow.python.framework.function import Defun
 from test_evaluation import FOUND, NAMES
 
 import Densenet
@@ -207,6 +208,13 @@ def test_the_graph_keeps_its_names_if_one_would_be_taken_twice():
             logits = tf.identity(x, "x")
             tf.nn.sparse_softmax_cross_entropy_with_logits(labels=[0] * 4, logits=logits)
     assert {"x", "replica_0/x"} <= set(drawn_names(graph).values())
+
+
+def test_functions_are_not_drawn_beside_the_graph():
+    with tf.Graph().as_default() as graph:
+        Defun(tf.float32)(lambda x: 2 * x)(tf.constant(2.0))
+    assert len(graph.as_graph_def().library.function) == 1
+    assert not drawn_graph(graph, drawn_names(graph)).library.function
 
 
 def test_a_graph_without_a_cross_entropy_is_drawn_as_it_is():

@@ -22,11 +22,11 @@ def test_averages_follow_the_formula():
         with averages_used(), tf.variable_scope(tf.get_variable_scope(), reuse=True):
             average = tf.get_variable("weight")
         sess.run(tf.global_variables_initializer())
-        value = expected = np.float64([3, -1])
+        value, expected = np.float64([3, -1]), 0
         for number in range(1, 30):
             sess.run(train)
             value = value + [0.5, 2.0]
-            decay = min(0.6, (1 + number) / (10 + number))
+            decay = min(0.6, (number - 1) / (number + 9))
             expected = decay * expected + (1 - decay) * value
             np.testing.assert_allclose(sess.run(average), expected, rtol=1e-5)
 
