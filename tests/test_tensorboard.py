@@ -212,7 +212,7 @@ def test_the_graph_keeps_its_names_if_one_would_be_taken_twice():
 
 def test_functions_are_not_drawn_beside_the_graph():
     with tf.Graph().as_default() as graph:
-        Defun(tf.float32)(lambda x: 2 * x)(tf.constant(2.0))
+        Defun(tf.float32, func_name="double")(lambda x: 2 * x)(tf.constant(2.0))
     assert len(graph.as_graph_def().library.function) == 1
     assert not drawn_graph(graph, drawn_names(graph)).library.function
 
