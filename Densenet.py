@@ -107,7 +107,7 @@ warmup: number(0.0, 0.9) = by_dataset(0.02, cifar=0.2, folder=0.2)  # share of t
 epsilon: number(1e-12, 1.0) = 1e-8  # Adam's, added to the denominator
 weight_decay: number(0.0, 1.0) = by_dataset(0.0, cifar=0.1, folder=0.1)  # Adam: decoupled (AdamW); momentum: L2
 label_smoothing: number(0.0, 0.9) = by_dataset(0.0, cifar=0.1, folder=0.1)  # share of a label spread over all classes
-ema_decay: number(0.0, 0.99999) = 0.0  # of the exponential moving average of the weights, which is evaluated; 0: none
+ema_decay: number(0.0, 0.99999) = by_dataset(0.999, digits=0.0, cifar=0.0, folder=0.0)  # of averaged weights; 0: none
 class_weights: one_of(("none", "balanced")) = "none"  # balanced: the loss counts each class alike, however many images
 best_by: one_of(("accuracy", "balanced_accuracy", "loss")) = "accuracy"  # on validation: chooses the best weights
 batch_size: integer(1, 65536) = by_dataset(100, digits=50, cifar=128, folder=32)  # images in a step, of all devices

@@ -67,7 +67,7 @@ def measure(network, blocks, precision, memory_efficient, train_only, devices, b
                              blocks=blocks if all(blocks) else NETWORKS[network_name]["blocks"], precision=precision,
                              memory_efficient=memory_efficient, train_only=train_only, devices=devices,
                              batch_size=batch_size or usual_batch_size, flip_average=False, shift_average=0,  # one view
-                             weight_decay=0.0, label_smoothing=0.0)  # plain Adam, to compare with other programs
+                             weight_decay=0.0, label_smoothing=0.0, ema_decay=0.0)  # plain Adam, as other programs do
     random = np.random.RandomState(0)
     labels = random.randint(0, class_num, config.batch_size)
     split = Split(np.zeros((1,) + image_shape, np.uint8), labels[:1])

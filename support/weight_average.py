@@ -11,8 +11,8 @@ def advance_averages(train, variables, decay):
     """Adds to a training step that the averages of the variables follow it.
 
     average ← d · average + (1 - d) · variable (Polyak & Juditsky 1992), with d = decay, but (step - 1) / (step + 9) in
-    the first steps, where that is less: so early averages are of few steps, and the first one is of none before.
-    `tf.train.ExponentialMovingAverage` does about the same with thousands of operations for the initial values.
+    the first steps, where that is less: so early averages are not of the initial values.
+    `tf.train.ExponentialMovingAverage` does about the same, with two functions in the graph for each variable.
 
     Args:
         train: the operation of the step, which also counts it.
@@ -23,8 +23,8 @@ def advance_averages(train, variables, decay):
     """
     if not decay:
         return train
-    averages = [tf.get_variable(variable.op.name + SUFFIX, variable.shape, tf.float32, tf.zeros_initializer(),
-                                trainable=False, use_resource=True) for variable in variables]
+    averages = [tf.get_variable(variable.op.name + SUFFIX, initializer=variable.initial_value, trainable=False,
+                                use_resource=True) for variable in variables]
     with tf.control_dependencies([train]):
         step = tf.cast(tf.train.get_global_step().read_value(), tf.float32)
         share = 1 - tf.minimum(decay, (step - 1) / (step + 9))

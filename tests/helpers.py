@@ -23,7 +23,7 @@ PROGRAM = os.path.abspath(Densenet.__file__)
 
 
 TINY = dict(blocks=(1, 2), growth_k=4, bottleneck=True, stem="3x3s2", stem_channels=0, init_learning_rate=0.02,
-            rotation=0.0, batch_size=50, validation_size=30, total_epochs=2)
+            rotation=0.0, batch_size=50, validation_size=30, total_epochs=2, ema_decay=0.0)
 
 
 def tiny_config(tiny_mnist, **changes):

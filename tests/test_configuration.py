@@ -83,7 +83,8 @@ def test_the_shipped_defaults_match_the_constants():
 def test_every_hyperparameter_either_identifies_a_run_or_can_change():
     free = {"mode", "data_dir", "cache_dir", "digits_stand_in", "total_epochs", "memory_efficient", "devices",
             "worker_timeout", "checkpoint", "images", "json", "log_dir", "model_dir", "run_name", "checkpoint_minutes",
-            "trace_step", "test_every_epoch", "handwriting", "pixel_range", "truncated_images", "heatmaps"}
+            "trace_step", "test_every_epoch", "handwriting", "pixel_range", "truncated_images", "heatmaps", "formats",
+            "export_dir"}
     assert set(Densenet.IDENTIFYING) | free == set(declared(Densenet)) and not free & set(Densenet.IDENTIFYING)
 
 

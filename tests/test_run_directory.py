@@ -97,7 +97,8 @@ def test_settings_of_earlier_versions_are_converted():
         "dataset": "folder", "validation_size": None, "image_size": 64, "crop_area": 1.0, "network": "densenet_folder",
         "transition_channels": None, "stem_channels": None, "growth_k": 32})
     unrecorded = {"cutout": 0, "shift_average": 0, "transition_pooling": "average", "norm_epsilon": 0.001,
-                  "weights": "", "train_only": "all", "head_rate": 1.0, "class_weights": "none", "best_by": "accuracy"}
+                  "weights": "", "train_only": "all", "head_rate": 1.0, "class_weights": "none", "best_by": "accuracy",
+                  "ema_decay": 0.0, "alternate_flip": False, "scaling": 0.0, "shear": 0.0, "elastic": 0.0}
     assert found == dict(unrecorded, dataset="folder", validation_size=0.1, image_size=64, crop_area=1.0,
                          transition_channels=0, stem_channels=0, growth_k=32)
     assert of_earlier_versions({"dataset": "mnist", "image_size": None, "crop_area": 1.0,

@@ -29,13 +29,16 @@ def test_the_header_shows_every_shaping_value_in_three_lines(capsys):
         transition_pooling="max", stem="3x3", stem_channels=20, dropout_rate=0.2, optimizer="adam",
         init_learning_rate=0.003, schedule="cosine", warmup=0.1, weight_decay=0.05, label_smoothing=0.15, epsilon=1e-7,
         batch_size=4, total_epochs=7, precision="bfloat16", seed=5, augmentation=True, shift=3, rotation=0.0, flip=True,
-        cutout=6, flip_average=True, shift_average=0))
+        cutout=6, flip_average=True, shift_average=0, ema_decay=0.99, scaling=0.1, shear=5.0, elastic=0.5,
+        alternate_flip=True))
     assert lines[0] == "DenseNet on mnist: 6 training, 6 validation, 6 test images of 9x8x1"
     assert lines[1] == ("network  blocks 4,6, growth rate 24, bottleneck layers, compression 0.7, max pooling, stem "
                         "3x3, 20 stem channels, dropout 0.2, 12,345 parameters")
     assert lines[2] == ("training adam, learning rate 0.003, cosine schedule, warm-up 0.1, weight decay 0.05, label "
-                        "smoothing 0.15, epsilon 1e-07, batch size 4, epochs 7, bfloat16, seed 5")
-    assert lines[3] == "images   augmented, shift 3, flip, cutout 6, test averages mirror images"
+                        "smoothing 0.15, epsilon 1e-07, weights averaged with decay 0.99, batch size 4, epochs 7, "
+                        "bfloat16, seed 5")
+    assert lines[3] == ("images   augmented, shift 3, scaling 0.1, shear 5 degrees, elastic 0.5, flip, in every second "
+                        "epoch, cutout 6, test averages mirror images")
     assert [line.split()[0] for line in lines[4:]] == ["settings", "device", "steps", "logs", "model"]
 
 

@@ -22,7 +22,8 @@ def test_averages_follow_the_formula():
         with averages_used(), tf.variable_scope(tf.get_variable_scope(), reuse=True):
             average = tf.get_variable("weight")
         sess.run(tf.global_variables_initializer())
-        value, expected = np.float64([3, -1]), 0
+        value = expected = np.float64([3, -1])
+        np.testing.assert_array_equal(sess.run(average), expected)
         for number in range(1, 30):
             sess.run(train)
             value = value + [0.5, 2.0]
