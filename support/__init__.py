@@ -33,7 +33,9 @@
     modes               how a trained run is found, evaluated and exported
     prediction          how image files are classified
     appearance          whether an image looks like the training images; handwriting
-    export              SavedModel and frozen graph
+    export              SavedModel, frozen graph, TFLite, ONNX: written, compared, measured
+    graph_rewriting     the form of an exported graph that other tools understand
+    graph_reading       how an exported graph reads JPEG and PNG files itself
     command_line        --help, modes, exit status
 
     replicas            one of the devices that share a batch

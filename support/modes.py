@@ -9,6 +9,7 @@ import re
 import types
 
 import numpy as np
+import PIL
 import tensorflow.compat.v1 as tf
 
 from support import UserError, image_folder, pretrained, say, settings
@@ -16,7 +17,7 @@ from support.checkpoints import Checkpoints, step_of
 from support.data import Split, same_data
 from support.evaluation import balanced_is_asked_for, evaluate_split
 from support.explanations import class_maps, classifier_kernel, feature_reuse, kernels_of
-from support.export import export_graph
+from support.export import COMPARED, IMAGES, PROBABILITIES, check_formats, encoded, network_of, write_network
 from support.file_reading import shortened
 from support.pictures import write_reuse_picture
 from support.run_directory import SEEN_IMAGES, RunDirectory, of_earlier_versions, runs_in
@@ -274,14 +275,14 @@ def serving_graph(inference, config, facts):
         placeholder uint8 [N, H, W, C]; class probabilities float32 [N, classes]; class names, string [classes]; the
         class activation map of each image's most probable class, float32 [N, h, w].
     """
-    images = tf.placeholder(tf.uint8, [None] + facts["image_shape"], "images")
+    images = tf.placeholder(tf.uint8, [None] + facts["image_shape"], IMAGES)
     with tf.variable_scope("normalization"):  # the training set's statistics, from the checkpoint
         mean, deviation = (tf.get_variable(name, [facts["image_shape"][2]]) for name in ("mean", "deviation"))
     config = types.SimpleNamespace(**dict(vars(config), precision="float32"))
     net = inference((tf.cast(images, tf.float32) - mean) / deviation, config, len(facts["class_names"]))
     maps = class_maps(net.features, classifier_kernel(), tf.argmax(net.logits, 1))
-    return (images, tf.nn.softmax(net.logits, name="probabilities"),
-            tf.constant(facts["class_names"], name="class_names"), maps)
+    names = tf.constant([encoded(name) for name in facts["class_names"]], name="class_names")
+    return images, tf.nn.softmax(net.logits, name=PROBABILITIES), names, maps
 
 
 def preparation_of(config, facts):
@@ -292,33 +293,61 @@ def preparation_of(config, facts):
     and white in images of more than 8 bits; null: there were none. class_names: of the probabilities, in their order.
     """
     size, _, channels = facts["image_shape"]
+    pixel_range = config.pixel_range if config.pixel_range != "auto" else facts.get("pixel_range")
     side = image_folder.stored_side(size, config.crop_area if config.dataset == "folder" else 1.0)
     start = (side - size) // 2
     return {"mode": "L" if channels == 1 else "RGB", "resize": side, "resampling": "bilinear",
             "crop": [start, start, start + size, start + size], "size": size, "channels": channels,
-            "pixel_range": facts.get("pixel_range"), "class_names": facts["class_names"]}
+            "pixel_range": pixel_range and list(pixel_range), "class_names": facts["class_names"]}
 
 
-def export(choose, inference, arguments=(), **overrides):
-    """Writes a run's network, from pixels to probabilities, as a SavedModel and as a frozen graph.
+def export(choose, prepare_data, inference, arguments=(), **overrides):
+    """Writes a run's network, from pixels to probabilities, in the formats of the setting `formats`.
 
     Args:
-        choose, inference: the functions of Densenet.py.
+        choose, prepare_data, inference: the functions of Densenet.py.
         arguments, overrides: settings, as for training.
     Returns:
-        (the path of the SavedModel, that of the frozen graph).
+        the paths that were written, in the order of `support.export.FORMATS`: by default that of the SavedModel, and
+        that of the frozen graph.
     Raises:
-        UserError: bad settings, no such run, no intact checkpoint; the files exist already or cannot be written.
+        UserError: bad settings, no such run, no intact checkpoint; a format needs a package that is not installed; the
+            files exist already, cannot be written or differ from the network.
     """
     trained = trained_network(choose, arguments, **overrides)
-    config, directory, facts = trained.config, trained.directory, trained.facts
-    with tf.Graph().as_default(), tf.Session(config=Cluster().session_config()) as sess:
-        images, probabilities, class_names, _ = serving_graph(inference, config, facts)
+    config, facts = trained.config, trained.facts
+    check_formats(config.formats)
+    session_config = Cluster().session_config()
+    session_config.device_count["GPU"] = 0  # whose products have fewer bits than the exported graph's on a CPU
+    with tf.Graph().as_default(), tf.Session(config=session_config) as sess:
+        images, probabilities, *_ = serving_graph(inference, config, facts)
         used = trained.restore(sess)
-        directory.create()
         about = dict(preparation_of(config, facts), dataset=config.dataset, run=config.run_name, step=trained.step,
-                     checkpoint=trained.name(), tensorflow=tf.VERSION)
-        written = export_graph(sess, {"images": images}, {"probabilities": probabilities, "class_names": class_names},
-                               os.path.join(directory.path, "export-%d" % trained.step), about)
-    say("exported %s as %s (SavedModel) and %s (frozen graph)" % ((used,) + written))
+                     checkpoint=trained.name(), norm_epsilon=config.norm_epsilon, tensorflow=tf.VERSION,
+                     versions={"tensorflow": tf.VERSION, "numpy": np.__version__, "pillow": PIL.__version__})
+        path = os.path.join(config.export_dir, config.run_name, str(trained.step))
+        say("exporting %s to %s" % (used, os.path.dirname(path)))
+        train, test = _splits_of(trained, prepare_data)
+        written = write_network(network_of(sess, images, probabilities, about, test, train), path, config.formats)
     return written
+
+
+def _splits_of(trained, prepare_data):
+    """(training Split, test Split) of a network's data; (None, random images without labels) where they are not there.
+
+    In the second case a line says why.
+    """
+    facts, config, why = trained.facts, trained.config, "these weights come without a data set"
+    if trained.weights is None:
+        try:
+            if facts.get("pixel_range"):
+                config.pixel_range = tuple(facts["pixel_range"])
+            data, _ = prepare_data(config)
+            if same_data(data.fingerprint(), facts):
+                return data.train, data.test
+            why = "%s holds other data than the run was trained on" % config.data_dir
+        except UserError as error:
+            why = "the data of the run cannot be read: %s" % error
+    say("no accuracy, and the comparison is on random images: %s" % why)
+    random = np.random.RandomState(0).randint(0, 256, [COMPARED] + facts["image_shape"])
+    return None, Split(random.astype(np.uint8), None)

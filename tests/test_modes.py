@@ -24,23 +24,22 @@ import sys
 import numpy as np
 import tensorflow.compat.v1 as tf
 images = np.load("images.npy")
+files = np.load("files.npy", allow_pickle=True)
+def values_of(signature, given):
+    (name,) = [tensor.name for tensor in signature.inputs.values()]
+    return sess.run([signature.outputs[key].name for key in ("probabilities", "class_name")], {name: given})
 with tf.Session(graph=tf.Graph()) as sess:
-    signature = tf.saved_model.loader.load(sess, ["serve"], sys.argv[1]).signature_def["serving_default"]
-    images_in, probabilities, class_names = (signature.inputs["images"].name, signature.outputs["probabilities"].name,
-                                             signature.outputs["class_names"].name)
-    found = sess.run([probabilities, class_names], {images_in: images})
+    signatures = tf.saved_model.loader.load(sess, ["serve"], sys.argv[1]).signature_def
+    found = values_of(signatures["predict_with_names"], images) + values_of(signatures["predict_image_bytes"], files)
 with tf.Session(graph=tf.Graph()) as sess:
     with open(sys.argv[1] + ".pb", "rb") as file:
         tf.import_graph_def(tf.GraphDef.FromString(file.read()), name="")
-    frozen = sess.run(["probabilities:0", "class_names:0"], {"images:0": images})
-save = lambda *values: np.savez("served.npz", *(value if value.dtype == np.float32 else value.astype("S")
-                                               for value in values))
-save(*found, *frozen)
+    second = sess.run("probabilities:0", {"images:0": images})
 if tf.VERSION.startswith("2."):
     import tensorflow
     serve = tensorflow.saved_model.load(sys.argv[1]).signatures["serving_default"]
-    answer = serve(images=tensorflow.constant(images))
-    save(*found, answer["probabilities"].numpy(), answer["class_names"].numpy())
+    second = np.stack([second, serve(images=tensorflow.constant(images))["probabilities"].numpy()])
+np.savez("served.npz", *(value if value.dtype == np.float32 else value.astype("S") for value in found + [second]))
 """
 
 
@@ -174,7 +173,7 @@ def test_a_new_folder_is_evaluated_with_the_classes_of_the_run(pets, shapes):  #
         Densenet.evaluate(data_dir="new", **pets)
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_the_run_of_an_earlier_version_keeps_its_name(folder, shapes, capsys):  # noqa: F811
     """Earlier versions named every run on a folder `folder`, and recorded neither data_dir nor the images."""
     options = dict(TINY_FOLDER, data_dir=shapes, total_epochs=1)
@@ -193,7 +192,7 @@ def test_the_run_of_an_earlier_version_keeps_its_name(folder, shapes, capsys):  
     assert Densenet.evaluate(**options)["images"] == settings["data"]["test"]
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_few_validation_images_choose_nothing(run_with_few, capsys):
     result = read("model/few/result.json")
     assert result["checkpoint"] == "dense.ckpt-%d" % result["steps"]
@@ -208,41 +207,57 @@ def run_with_few(tiny_mnist, folder):
     return {"data_dir": tiny_mnist, "run_name": "few"}
 
 
-def served(path):
-    """Runs images.npy through an export in a process with TensorFlow only.
+def served(path, images, files):
+    """Runs images and files through an export in a process with TensorFlow only.
 
+    Args:
+        path: the SavedModel.
+        images: uint8 [N, H, W, C].
+        files: the paths of N image files.
     Returns:
-        probabilities and class names of the SavedModel in a session, then of its second form: in TensorFlow 1 the
-        frozen graph, in TensorFlow 2 the SavedModel's signature.
+        probabilities and class names by images, then by files; the probabilities by the frozen graph, in TensorFlow 2
+        also by the SavedModel's signature.
     """
+    np.save("images.npy", images)
+    np.save("files.npy", np.array([open(file, "rb").read() for file in files], object))
     environment = dict(os.environ, PYTHONPATH="", TF_CPP_MIN_LOG_LEVEL="2")
     subprocess.run([sys.executable, "-W", "ignore", "-c", SERVE, path], check=True, env=environment,
                    stderr=subprocess.DEVNULL)
     found = np.load("served.npz")
-    return [found["arr_%d" % index] for index in range(4)]
+    return [found["arr_%d" % index] for index in range(5)]
 
 
 @pytest.mark.parametrize("run", ["mnist"] + [
     pytest.param(name, marks=pytest.mark.campaign) for name in ("cifar10", "folder")], indirect=True)
-def test_export_matches_predict(run):
+def test_export_matches_predict(run, capsys):
     pixels = image_files(run["run_name"])
     saved_model, frozen = Densenet.export(**run)
-    assert os.path.dirname(saved_model) == "model/" + run["run_name"] and frozen == saved_model + ".pb"
+    output = capsys.readouterr().out
+    assert os.path.dirname(saved_model) == "export/" + run["run_name"] and frozen == saved_model + ".pb"
+    about = read(saved_model + "/model.json")
+    assert os.path.basename(saved_model) == str(about["step"]) and about["norm_epsilon"] == 1e-3
+    assert about["checkpoint"].endswith("dense.ckpt-%d" % about["step"])
     settings = read("model/%s/settings.json" % run["run_name"])
-    names = settings["data"]["class_names"]
+    names, tested = settings["data"]["class_names"], settings["data"]["test"]
+    accuracy = "%.2f%%" % (100 * read("model/%s/result.json" % run["run_name"])["test_accuracy"])
+    assert output.count(accuracy) == 2 and "on %d of the %d test images" % (tested, tested) in output
     answers = Densenet.predict(images="images", **run)
     shape = settings["data"]["image_shape"]
     side = image_folder.stored_side(shape[0], settings.get("crop_area", 1.0))
     seen = np.stack([image_folder.read_image(answer["image"], side, shape[2]) for answer in answers])
     margin = (side - shape[0]) // 2
-    np.save("images.npy", seen[:, margin:margin + shape[0], margin:margin + shape[0]])
     if margin == 0:
         np.testing.assert_array_equal(seen, pixels)
-    probabilities, class_names, other_probabilities, other_class_names = served(saved_model)
-    assert [name.decode() for name in class_names] == [name.decode() for name in other_class_names] == names
+    seen = seen[:, margin:margin + shape[0], margin:margin + shape[0]]
     expected = [[dict(zip(answer["classes"], answer["probabilities"]))[name] for name in names] for answer in answers]
+    probabilities, class_names, of_files, names_of_files, others = served(
+        saved_model, seen, [answer["image"] for answer in answers])
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
-    np.testing.assert_allclose(other_probabilities, expected, atol=1e-5)
+    for other in others.reshape(-1, *probabilities.shape):
+        np.testing.assert_allclose(other, expected, atol=1e-5)
+    np.testing.assert_allclose(of_files, expected, atol=1e-5 if margin == 0 else 0.02)  # resized: to one level
+    best = [answer["classes"][0] for answer in answers]
+    assert [name.decode() for name in class_names] == [name.decode() for name in names_of_files] == best
     with pytest.raises(UserError, match="is there already"):
         Densenet.export(**run)
 
@@ -251,6 +266,20 @@ def test_export_matches_predict(run):
     assert not kinds & {"Switch", "Merge", "If", "StatelessRandomUniform", "VarHandleOp", "RandomUniform"}
     norms = [node.name for node in graph_def.node if node.op.startswith("FusedBatchNorm")]
     assert norms and not [name for name in norms if "batch2" in name and settings["bottleneck"]]
+
+
+@MNIST
+def test_an_export_without_the_data_of_the_run_is_compared_on_random_images(run, tiny_mnist, capsys):
+    shutil.copytree(os.path.join(tiny_mnist, "mnist"), os.path.join("other", "mnist"))
+    images, labels = (sorted(name for name in os.listdir("other/mnist") if "t10k" in name and kind in name)[0]
+                      for kind in ("images", "labels"))
+    for name in (images, labels):
+        shutil.copy(os.path.join("other/mnist", name.replace("t10k", "train")), os.path.join("other/mnist", name))
+    saved_model, frozen = Densenet.export(**dict(run, data_dir="other", export_dir="elsewhere"))
+    assert saved_model.startswith("elsewhere/mnist-mine/") and os.path.isfile(frozen)
+    output = capsys.readouterr().out
+    assert "no accuracy, and the comparison is on random images: other holds other data than" in output
+    assert "%" not in output
 
 
 @MNIST
@@ -289,7 +318,7 @@ def test_a_checkpoint_with_another_name_can_be_used(run):
         shutil.copy("model/%s/dense.ckpt-12%s" % (run["run_name"], suffix), "backup/final" + suffix)
     assert Densenet.evaluate(checkpoint="backup/final", **run)["accuracy"] == read(
         "model/%s/result.json" % run["run_name"])["test_accuracy"]
-    assert Densenet.export(checkpoint="backup/final", **run)[1] == "model/%s/export-12.pb" % run["run_name"]
+    assert Densenet.export(checkpoint="backup/final", **run)[1] == "export/%s/12.pb" % run["run_name"]
 
 
 @MNIST
@@ -351,9 +380,10 @@ def test_weights_are_evaluated_and_exported_without_a_run(weights_alone, capsys)
     assert found["images"] == 30 and found["accuracy"] == np.mean(right)
     assert "was trained on" not in capsys.readouterr().out
     saved_model, _ = Densenet.export(**given)
-    np.save("images.npy", images.reshape(30, 32, 32, 3))
-    probabilities, class_names = served(saved_model)[:2]
-    assert class_names.tolist() == [b"class 0", b"class 1", b"class 2"]
+    assert "random images: these weights come without a data set" in capsys.readouterr().out
+    probabilities, class_names, *_ = served(saved_model, images.reshape(30, 32, 32, 3),
+                                            [answer["image"] for answer in answers])
+    assert [name.decode() for name in class_names] == [answer["classes"][0] for answer in answers]
     np.testing.assert_allclose(probabilities.max(1), [answer["probabilities"][0] for answer in answers], atol=1e-5)
 
 
