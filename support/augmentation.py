@@ -193,7 +193,7 @@ def random_distortion(images, border, random, rotation=0.0, scaling=0.0, shear=0
 
 
 def _source_matrices(count, random, rotation, scaling, shear):
-    """The matrices from a pixel's place, (rows down, columns right) of the centre, to that of its source: 2x2 [N, 1]."""
+    """The matrices from a pixel's place, (rows down, columns right) of the centre, to its source's: 2x2 [N, 1]."""
     def drawn(most):
         values = random.uniform(-most, most, count) if most else np.zeros(count)
         return values.astype(np.float32)[:, None]

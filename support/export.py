@@ -83,6 +83,19 @@ def check_formats(formats):
                         % " and ".join(missing))
 
 
+def check_absent(path, formats):
+    """Raises UserError where a file that `write_network` would write is there already."""
+    for ending in _endings(formats):
+        if os.path.lexists(path + ending):
+            raise UserError("%s is there already, an export of the same checkpoint: move it away to make it anew"
+                            % (path + ending))
+
+
+def _endings(formats):
+    """{ending of the path: name in the table} of some formats."""
+    return {ending: name for key, names in FORMATS.items() if key in formats for ending, name in names.items()}
+
+
 def write_network(network, path, formats):
     """Writes a network in some formats, compares each with the network, and prints a table.
 
@@ -97,11 +110,8 @@ def write_network(network, path, formats):
     Raises:
         UserError: a file exists already, cannot be written, or computes something else than the network.
     """
-    endings = {ending: name for key, names in FORMATS.items() if key in formats for ending, name in names.items()}
-    for ending in endings:
-        if os.path.lexists(path + ending):
-            raise UserError("%s is there already, an export of the same checkpoint: move it away to make it anew"
-                            % (path + ending))
+    check_absent(path, formats)
+    endings = _endings(formats)
     if "-int8.tflite" in endings and network.train is None:
         say("no int8: it chooses its scales by the images that the network was trained on, which are not at hand")
         del endings["-int8.tflite"]

@@ -17,7 +17,8 @@ from support.checkpoints import Checkpoints, step_of
 from support.data import Split, same_data
 from support.evaluation import balanced_is_asked_for, evaluate_split
 from support.explanations import class_maps, classifier_kernel, feature_reuse, kernels_of
-from support.export import COMPARED, IMAGES, PROBABILITIES, check_formats, encoded, network_of, write_network
+from support.export import (COMPARED, IMAGES, PROBABILITIES, check_absent, check_formats, encoded, network_of,
+                            write_network)
 from support.file_reading import shortened
 from support.pictures import write_reuse_picture
 from support.run_directory import SEEN_IMAGES, RunDirectory, of_earlier_versions, runs_in
@@ -326,6 +327,7 @@ def export(choose, prepare_data, inference, arguments=(), **overrides):
                      checkpoint=trained.name(), norm_epsilon=config.norm_epsilon, tensorflow=tf.VERSION,
                      versions={"tensorflow": tf.VERSION, "numpy": np.__version__, "pillow": PIL.__version__})
         path = os.path.join(config.export_dir, config.run_name, str(trained.step))
+        check_absent(path, config.formats)  # now: the data may take long to prepare
         say("exporting %s to %s" % (used, os.path.dirname(path)))
         train, test = _splits_of(trained, prepare_data)
         written = write_network(network_of(sess, images, probabilities, about, test, train), path, config.formats)

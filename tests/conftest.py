@@ -24,8 +24,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "campaign: a slower test, which runs with --campaigns or --long alone")
-    config.addinivalue_line("markers", "once: a campaign that does not depend on TensorFlow's version: --campaigns runs "
-                            "it with the newest alone")
+    config.addinivalue_line("markers", "once: a campaign that does not depend on TensorFlow's version, so that "
+                            "--campaigns runs it with the newest alone")
     config.addinivalue_line("markers", "long: a test that runs with --long alone")
 
 

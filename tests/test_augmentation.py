@@ -78,7 +78,7 @@ def test_rotation_fills_corners_with_the_border():
 
 
 def test_scaling_and_shear_match_scipy():
-    """An image grows by exp(-0.2) downwards and exp(0.3) to the right; the rows are shifted by tan(20°) of their place."""
+    """An image grows by exp(-0.2) downwards and exp(0.3) to the right; rows are shifted by tan(20°) of their place."""
     image = np.zeros((1, 25, 23, 1), np.float32)
     image[0, 7:18, 7:16, 0] = np.random.RandomState(0).rand(11, 9)
     changed = random_distortion(image, np.float32([0]), Drawn([20.0], [0.2], [-0.3]), scaling=0.5, shear=30.0)

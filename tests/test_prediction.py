@@ -269,25 +269,25 @@ def test_maps_of_one_pixel_are_said_to_show_no_places(folder, capsys):
 
 
 def test_batches_grow_and_answers_keep_the_order_of_the_files():
-    """Of 60 files, every seventh cannot be read. The first image is classified alone, so that its answer comes at once."""
-    shapes, reads = [], []
+    """Of 60 files, every seventh cannot be read. The first image is classified alone: its answer comes at once."""
+    sizes, reads = [], []
 
     def read(number):
         reads.append(number)
         return prediction._Read(number, None if number % 7 == 6 else np.full([2, 2, 1], number), None, [])
 
     def run(pixels):  # noqa: F811
-        shapes.append(len(pixels))
+        sizes.append(len(pixels))
         return [pixels[:, 0, 0, 0] * 10]
 
     found = prediction._read_ahead(range(60), read)
     answers = [next(answer) for answer in [prediction._classified(found, run)]]
-    assert shapes == [1] and len(reads) <= 2 * prediction.LARGEST_BATCH + 1  # no more is kept in memory
+    assert sizes == [1] and len(reads) <= 2 * prediction.LARGEST_BATCH + 1  # no more is kept in memory
     answers += prediction._classified(found, run)
     assert [one.file for one, _ in answers] == list(range(60))
     assert [result and result[0] for _, result in answers] == [
         None if number % 7 == 6 else number * 10 for number in range(60)]
-    assert max(shapes) <= prediction.LARGEST_BATCH and sum(shapes) == 52
+    assert max(sizes) <= prediction.LARGEST_BATCH and sum(sizes) == 52
 
 
 @pytest.mark.skipif(cores() < 2, reason="needs two cores")

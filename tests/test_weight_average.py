@@ -60,8 +60,8 @@ def test_validation_uses_the_averages_of_all_that_inference_reads(tiny_mnist):
 def averaged(tiny_mnist, tmp_path_factory):
     """A run with averages: {setting: value} by which it is found, and its result."""
     folder = str(tmp_path_factory.mktemp("averaged"))
-    run = dict(TINY, data_dir=tiny_mnist, model_dir=folder, log_dir=folder + "/logs", run_name="a", ema_decay=0.9, devices=1,
-               precision="float32")
+    run = dict(TINY, data_dir=tiny_mnist, model_dir=folder, log_dir=folder + "/logs", run_name="a", ema_decay=0.9,
+               devices=1, precision="float32")
     return run, Densenet.train(**run)
 
 
