@@ -17,8 +17,16 @@ from support.checkpoints import Checkpoints, step_of
 from support.data import Split, same_data
 from support.evaluation import balanced_is_asked_for, evaluate_split
 from support.explanations import class_maps, classifier_kernel, feature_reuse, kernels_of
-from support.export import (COMPARED, IMAGES, PROBABILITIES, check_absent, check_formats, encoded, network_of,
-                            write_network)
+from support.export import (
+    COMPARED,
+    IMAGES,
+    PROBABILITIES,
+    check_absent,
+    check_formats,
+    encoded,
+    network_of,
+    write_network,
+)
 from support.file_reading import shortened
 from support.pictures import write_reuse_picture
 from support.run_directory import SEEN_IMAGES, RunDirectory, of_earlier_versions, runs_in
