@@ -15,6 +15,8 @@ import collections
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+CHECKED = "/checked"  # ending of the name of the node from which on a placeholder's images are float32 and checked
+
 
 def rewritten(graph_def, outputs):
     """Returns an inference graph that computes the same in a form for other tools; see above.
@@ -27,7 +29,7 @@ def rewritten(graph_def, outputs):
       dense block normalizes the same feature maps with its own scale and offset.
     - Mirror images are gathered, as OpenCV has no ReverseV2, and views are added one by one: TFLite has no AddN of
       whole numbers.
-    - Images of another shape than the placeholder's are refused wherever the graph is run.
+    - Images of another shape than the placeholder's are refused wherever the graph is run: see `_with_checked_shape`.
 
     Args:
         graph_def: a GraphDef without variables. It is not changed.
@@ -128,14 +130,24 @@ def _with_sums_of_two(graph_def, _):
 
 
 def _with_checked_shape(graph_def, _):
-    """Puts an EnsureShape behind each placeholder, as not all that run a graph look at the placeholder's shape."""
+    """Appends no images to those of each placeholder: all sides of what is appended must be equal.
+
+    Not all that run a graph look at the placeholder's shape, and TensorFlow.js cannot read EnsureShape. Where the
+    images are converted to float32, that happens before: TensorFlow.js has no constants of bytes, either.
+    """
     for images in [node for node in graph_def.node if node.op == "Placeholder"]:
-        checked = graph_def.node.add(name=images.name + "/checked", op="EnsureShape")
-        for node in graph_def.node:
-            node.input[:] = [checked.name if name == images.name else name for name in node.input]
-        checked.input.append(images.name)
-        checked.attr["T"].CopyFrom(images.attr["dtype"])
-        checked.attr["shape"].CopyFrom(images.attr["shape"])
+        shape = [0] + [dimension.size for dimension in images.attr["shape"].shape.dim[1:]]
+        casts = [node for node in graph_def.node if node.op == "Cast" and list(node.input) == [images.name]]
+        source = casts[0] if casts else images
+        readers = [(node, place) for node in graph_def.node for place, name in enumerate(node.input)
+                   if name == source.name]
+        none = _constant(graph_def, images.name + "/none", np.zeros(shape, np.float32))
+        axis = _constant(graph_def, images.name + "/axis", np.int32(0))
+        checked = graph_def.node.add(name=images.name + CHECKED)
+        _become(checked, "ConcatV2", [source.name, none, axis], N=2)
+        checked.attr["Tidx"].type = tf.int32.as_datatype_enum
+        for node, place in readers:
+            node.input[place] = checked.name
     return graph_def
 
 
@@ -234,6 +246,8 @@ def _become(node, operation, inputs, **attributes):
     for key, value in attributes.items():
         if isinstance(value, bytes):
             node.attr[key].s = value
+        elif isinstance(value, int):
+            node.attr[key].i = value
         else:
             node.attr[key].list.i.extend(value)
 
