@@ -15,8 +15,6 @@ import collections
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-CHECKED = "/checked"  # ending of the name of the node from which on a placeholder's images are float32 and checked
-
 
 def rewritten(graph_def, outputs):
     """Returns an inference graph that computes the same in a form for other tools; see above.
@@ -130,24 +128,22 @@ def _with_sums_of_two(graph_def, _):
 
 
 def _with_checked_shape(graph_def, _):
-    """Appends no images to those of each placeholder: all sides of what is appended must be equal.
+    """Lets the normalization of the images refuse other shapes, as not all that run a graph look at the placeholder's.
 
-    Not all that run a graph look at the placeholder's shape, and TensorFlow.js cannot read EnsureShape. Where the
-    images are converted to float32, that happens before: TensorFlow.js has no constants of bytes, either.
+    The mean is subtracted by a BiasAdd, which refuses another number of channels. The deviation is a constant with as
+    many values as an image: dividing by it refuses other sides, but for one pixel, which it repeats. EnsureShape, which
+    would refuse that, too, is unknown to TensorFlow.js and OpenCV.
     """
-    for images in [node for node in graph_def.node if node.op == "Placeholder"]:
-        shape = [0] + [dimension.size for dimension in images.attr["shape"].shape.dim[1:]]
-        casts = [node for node in graph_def.node if node.op == "Cast" and list(node.input) == [images.name]]
-        source = casts[0] if casts else images
-        readers = [(node, place) for node in graph_def.node for place, name in enumerate(node.input)
-                   if name == source.name]
-        none = _constant(graph_def, images.name + "/none", np.zeros(shape, np.float32))
-        axis = _constant(graph_def, images.name + "/axis", np.int32(0))
-        checked = graph_def.node.add(name=images.name + CHECKED)
-        _become(checked, "ConcatV2", [source.name, none, axis], N=2)
-        checked.attr["Tidx"].type = tf.int32.as_datatype_enum
-        for node, place in readers:
-            node.input[place] = checked.name
+    nodes, shapes = {node.name: node for node in graph_def.node}, _shapes(graph_def)
+    for quotient in [node for node in graph_def.node if node.op == "RealDiv"]:
+        difference, deviation = (nodes[_source(name)] for name in quotient.input)
+        if difference.op != "Sub" or deviation.op != "Const" or nodes[_source(difference.input[0])].op != "Cast":
+            continue
+        mean = nodes[_source(difference.input[1])]
+        offset = _constant(graph_def, difference.name + "/offset", -_value(mean))
+        whole = np.broadcast_to(_value(deviation), shapes[quotient.name][1:])
+        quotient.input[1] = _constant(graph_def, quotient.name + "/deviation", whole)
+        _become(difference, "BiasAdd", [difference.input[0], offset])
     return graph_def
 
 
@@ -246,8 +242,6 @@ def _become(node, operation, inputs, **attributes):
     for key, value in attributes.items():
         if isinstance(value, bytes):
             node.attr[key].s = value
-        elif isinstance(value, int):
-            node.attr[key].i = value
         else:
             node.attr[key].list.i.extend(value)
 
