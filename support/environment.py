@@ -27,6 +27,7 @@ HARMLESS = re.compile("|".join((
     r"computation placer already registered",
     r"This TensorFlow binary is optimized|Your CPU supports instructions that this TensorFlow binary",
     r"^To enable the following instructions: ",
+    r"Created TensorFlow Lite XNNPACK delegate|^fully_quantize: ",
 )))
 _lock = threading.RLock()  # file descriptor 2 belongs to all threads
 
