@@ -161,7 +161,8 @@ class Checkpoints:
         names = {name: re.sub(r"^(dense|trans)_(\d+)/", lambda found: "%s_%d/" % (
             found.group(1), int(found.group(2)) + from_1), name) for name in variables}
         if len(averages_first(variables)) == len(variables):
-            names = {name: averages_first(saved).get(other, other) for name, other in names.items()}
+            read = averages_first(saved)
+            names = {name: read.get(other, other) for name, other in names.items()}
         if all(name == other for name, other in names.items()):
             return self.saver
         key = tuple(names.values())
