@@ -348,15 +348,18 @@ def _importable(name):
 
 def _evenly(images, most):
     """At most so many of some images, evenly spaced; uint8 [n, H, W, C]."""
-    return np.ascontiguousarray(images[np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)])
+    return np.ascontiguousarray(images[_even_rows(images, most)])
+
+
+def _even_rows(images, most):
+    return np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
 
 
 def _table(network, path, endings, runs, differences):
     """Yields the lines of a table of the written files."""
     times, images, labels = _times(network, runs), network.test.images, network.test.labels
     slowest = max(of_batch for _, of_batch in times.values()) / 1000 / BATCH  # seconds for an image
-    count = min(len(images), int(np.clip(SECONDS / slowest, COMPARED, MEASURED)))
-    rows = np.linspace(0, len(images) - 1, count).astype(int)
+    rows = _even_rows(images, int(np.clip(SECONDS / slowest, COMPARED, MEASURED)))
     accuracy = dict.fromkeys(endings, "") if labels is None else {
         ending: np.mean(_in_batches(run, images[rows]).argmax(1) == labels[rows]) for ending, run in runs.items()}
     yield "%-14s %10s %9s %10s %10s %10s" % ("format", "size", "accuracy", "difference", "1 image", "%d images" % BATCH)
@@ -367,7 +370,7 @@ def _table(network, path, endings, runs, differences):
     yield "difference: the largest of a probability from the network's, on %d images" % min(COMPARED, len(images))
     yield "times: medians of %d, on %d cores" % (REPEATED, cores())
     if labels is not None:
-        yield "accuracy: on %d of the %d test images" % (count, len(images))
+        yield "accuracy: on %d of the %d test images" % (len(rows), len(images))
         exact = next(accuracy[ending] for ending in endings if ending not in QUANTIZED)
         for ending in endings:
             if accuracy[ending] < exact - LOSS_WORTH_SAYING:

@@ -7,7 +7,6 @@ import shutil
 import sys
 import zipfile
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -20,6 +19,7 @@ from support.file_reading import DataError
 from support.folder_layout import layout_of
 from support.image_reading import CUT_OFF, ORIENTATION_UNKNOWN, range_of, read_image
 from support.machine import cores
+from support.prefetch import mapped_by_threads
 from support.run_directory import fcntl
 
 CHANNELS = 3
@@ -143,7 +143,7 @@ def options(config):
         return {}
     return dict(image_size=config.image_size, crop_area=config.crop_area, cache_dir=config.cache_dir,
                 pixel_range=None if config.pixel_range == "auto" else config.pixel_range,
-                truncated=config.truncated_images, excluded=(config.model_dir, config.log_dir))
+                truncated=config.truncated_images, excluded=(config.model_dir, config.log_dir, config.export_dir))
 
 
 def joined(splits):
@@ -302,11 +302,9 @@ def _decoded(files, side, pixel_range, truncated):
             return None, " ".join(str(error).split()) or type(error).__name__
 
     shows = sys.stderr is not None and sys.stderr.isatty()
-    with ThreadPoolExecutor(cores()) as threads:
-        for start in range(0, len(files), 1024):  # in groups, to limit the decoded images in memory
-            some = files[start:start + 1024]
-            yield from zip(some, tqdm(threads.map(decoded, [path for path, _, _ in some]), total=len(some), leave=False,
-                                      disable=not shows))
+    results = mapped_by_threads(decoded, [path for path, _, _ in files], ahead=1024)  # as many are in memory
+    for result, file in zip(tqdm(results, total=len(files), leave=False, disable=not shows), files):
+        yield file, result
 
 
 @contextlib.contextmanager

@@ -3,12 +3,11 @@
 import collections
 import io
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from support.machine import cores
+from support.prefetch import mapped_by_threads
 
 EARLIER_RANGES = ((0.0, 256.0), (0.0, 65536.0))  # of an image whose values are all at most 255, and of any other one
 ORIENTATION = 0x0112  # EXIF tag
@@ -102,11 +101,7 @@ def range_of(paths, truncated=False, given=None):
         ((low, high) for `to_bytes`, or None if no image has more than 8 bits per grey pixel;
          sentences about images that this scale, or Pillow, would make nearly black or flat).
     """
-    paths, found = list(paths), []
-    with ThreadPoolExecutor(cores()) as threads:
-        for start in range(0, len(paths), 1024):  # in groups, to limit the waiting calls in memory
-            found += [facts for facts in threads.map(lambda path: _depth(path, truncated), paths[start:start + 1024])
-                      if facts]
+    found = [facts for facts in mapped_by_threads(lambda path: _depth(path, truncated), paths, ahead=1024) if facts]
     notes = _about_colour([facts for facts in found if facts.values is None])
     deep = [facts for facts in found if facts.values is not None]
     if not deep:

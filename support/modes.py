@@ -17,16 +17,7 @@ from support.checkpoints import Checkpoints, step_of
 from support.data import Split, same_data
 from support.evaluation import balanced_is_asked_for, evaluate_split
 from support.explanations import class_maps, classifier_kernel, feature_reuse, kernels_of
-from support.export import (
-    COMPARED,
-    IMAGES,
-    PROBABILITIES,
-    check_absent,
-    check_formats,
-    encoded,
-    network_of,
-    write_network,
-)
+from support.export import COMPARED, IMAGES, PROBABILITIES, check_absent, check_formats, network_of, write_network
 from support.file_reading import shortened
 from support.pictures import write_reuse_picture
 from support.run_directory import SEEN_IMAGES, RunDirectory, of_earlier_versions, runs_in
@@ -74,6 +65,13 @@ class TrainedNetwork:
     def name(self):
         """What was restored, as files have it: a checkpoint's path in the run's directory, or what the weights are."""
         return os.path.relpath(self.used, self.directory.path) if self.weights is None else self.used
+
+    def data(self, prepare_data):
+        """(the DataSet in `data_dir`, by the run's scale of deep images; the settings; whether it is the run's own)."""
+        if self.facts.get("pixel_range"):
+            self.config.pixel_range = tuple(self.facts["pixel_range"])
+        data, config = prepare_data(self.config)
+        return data, config, same_data(data.fingerprint(), self.facts)
 
     def normalized(self, data):
         """The DataSet with the mean and deviation of the images that the restored network was trained on."""
@@ -193,11 +191,8 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     """
     trained = trained_network(choose, arguments, **overrides)
     config, directory, facts = trained.config, trained.directory, trained.facts
-    if facts.get("pixel_range"):
-        config.pixel_range = tuple(facts["pixel_range"])
-    data, config = prepare_data(config)
-    is_other = not same_data(data.fingerprint(), facts)
-    if is_other:
+    data, config, is_own = trained.data(prepare_data)
+    if not is_own:
         data = _as_other_data(data, trained)
     cluster = Cluster(config.batch_size, config.devices, images=facts.get("train"))  # as in training
     with tf.Graph().as_default(), tf.Session(config=cluster.session_config(config.precision)) as sess:
@@ -212,7 +207,7 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     content = dict(evaluation.as_json(data.class_names), dataset=config.dataset, tensorflow=tf.VERSION,
                    checkpoint=trained.name())
     file = "evaluation.json"
-    if is_other:
+    if not is_own:
         content["data_dir"] = os.path.abspath(config.data_dir)
         file = "evaluation_of_%s.json" % re.sub(r"[^\w+-]", "_", os.path.basename(content["data_dir"]))
     else:
@@ -224,7 +219,7 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
         directory.keep_json(file)
     directory.write_json(file, content)
     say("%s %s, loss %.4f, of %s (%s)" % (
-        "on other data than the run's:" if is_other else "test", evaluation.accuracies(balanced_is_asked_for(config)),
+        "test" if is_own else "on other data than the run's:", evaluation.accuracies(balanced_is_asked_for(config)),
         evaluation.loss, used, os.path.join(directory.path, file)))
     return content
 
@@ -281,8 +276,8 @@ def serving_graph(inference, config, facts):
         config: the settings of the run.
         facts: what the run recorded of its data.
     Returns:
-        placeholder uint8 [N, H, W, C]; class probabilities float32 [N, classes]; class names, string [classes]; the
-        class activation map of each image's most probable class, float32 [N, h, w].
+        placeholder uint8 [N, H, W, C]; class probabilities float32 [N, classes]; the class activation map of each
+        image's most probable class, float32 [N, h, w].
     """
     images = tf.placeholder(tf.uint8, [None] + facts["image_shape"], IMAGES)
     with tf.variable_scope("normalization"):  # the training set's statistics, from the checkpoint
@@ -290,8 +285,7 @@ def serving_graph(inference, config, facts):
     config = types.SimpleNamespace(**dict(vars(config), precision="float32"))
     net = inference((tf.cast(images, tf.float32) - mean) / deviation, config, len(facts["class_names"]))
     maps = class_maps(net.features, classifier_kernel(), tf.argmax(net.logits, 1))
-    names = tf.constant([encoded(name) for name in facts["class_names"]], name="class_names")
-    return images, tf.nn.softmax(net.logits, name=PROBABILITIES), names, maps
+    return images, tf.nn.softmax(net.logits, name=PROBABILITIES), maps
 
 
 def preparation_of(config, facts):
@@ -329,7 +323,7 @@ def export(choose, prepare_data, inference, arguments=(), **overrides):
     session_config = Cluster().session_config()
     session_config.device_count["GPU"] = 0  # whose products have fewer bits than the exported graph's on a CPU
     with tf.Graph().as_default(), tf.Session(config=session_config) as sess:
-        images, probabilities, *_ = serving_graph(inference, config, facts)
+        images, probabilities, _ = serving_graph(inference, config, facts)
         used = trained.restore(sess)
         about = dict(preparation_of(config, facts), dataset=config.dataset, run=config.run_name, step=trained.step,
                      checkpoint=trained.name(), norm_epsilon=config.norm_epsilon, tensorflow=tf.VERSION,
@@ -350,10 +344,8 @@ def _splits_of(trained, prepare_data):
     facts, config, why = trained.facts, trained.config, "these weights come without a data set"
     if trained.weights is None:
         try:
-            if facts.get("pixel_range"):
-                config.pixel_range = tuple(facts["pixel_range"])
-            data, _ = prepare_data(config)
-            if same_data(data.fingerprint(), facts):
+            data, _, is_own = trained.data(prepare_data)
+            if is_own:
                 return data.train, data.test
             why = "%s holds other data than the run was trained on" % config.data_dir
         except UserError as error:

@@ -1,7 +1,6 @@
 """How are image files classified by a trained run, and how is shown what in each image the answer is due to?"""
 
 import collections
-import concurrent.futures
 import contextlib
 import itertools
 import math
@@ -15,15 +14,16 @@ from support import UserError, say
 from support.appearance import as_handwriting, differences, is_handwritten
 from support.folder_layout import files_under
 from support.image_reading import range_of, read_image
-from support.machine import cores
 from support.modes import preparation_of, serving_graph, trained_network
 from support.pictures import CARD, heat_map, is_heat_map
+from support.prefetch import mapped_by_threads
 from support.run_directory import replace_file, write_json
 from support.settings import expanded
 from support.workers import Cluster
 
 PICTURE_SIDE = CARD  # pixels, at least, of the image in a heat map
 LARGEST_BATCH = 16  # images; more are hardly faster
+AHEAD = 2 * LARGEST_BATCH  # files that are read in advance
 
 
 def predict(choose, inference, arguments=(), **overrides):
@@ -51,7 +51,7 @@ def predict(choose, inference, arguments=(), **overrides):
     answers = []
     reading = _Reading(config, facts, directory.read_json("appearance.json") or {}, files)
     with tf.Graph().as_default(), tf.Session(config=Cluster().session_config()) as sess:
-        images, probabilities, _, *maps = serving_graph(inference, config, facts)
+        images, probabilities, *maps = serving_graph(inference, config, facts)
         say("network: %s" % trained.restore(sess))
         try:
             fetched = [probabilities] + (maps if heat_maps else [])
@@ -75,7 +75,7 @@ def _answers(files, reading, run, class_names, heat_maps):
     The files are read by all cores and classified together: one, two, four, … so that the first answer comes at once.
     """
     side = PICTURE_SIDE if heat_maps else None
-    with contextlib.closing(_read_ahead(files, lambda file: reading.read(file, side))) as found:
+    with contextlib.closing(mapped_by_threads(lambda file: reading.read(file, side), files, AHEAD)) as found:
         for read, result in _classified(found, run):
             reading.report(read)
             if result is not None:
@@ -100,27 +100,11 @@ def _classified(found, run):
         batch = list(itertools.islice(found, size))
 
 
-def _read_ahead(files, read):
-    """Yields what `read` returns for each file, in order. Threads read the files of the next two batches meanwhile."""
-    files, ahead = iter(files), collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(cores()) as threads:
-        try:
-            while True:
-                for file in itertools.islice(files, 2 * LARGEST_BATCH - len(ahead)):
-                    ahead.append(threads.submit(read, file))
-                if not ahead:
-                    return
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
-
-
 def _files(config):
     """The files that `images` names: files, folders, patterns. Raises UserError if there are none."""
     if not config.images:
         raise UserError("mode=predict classifies images: name files or folders, images=a.png,folder/")
-    written = (config.model_dir, config.log_dir, config.cache_dir)
+    written = (config.model_dir, config.log_dir, config.cache_dir, config.export_dir)
     files = [file for path in expanded(config.images) for file in files_under(path, written)
              if file == path or not is_heat_map(file)]  # those of earlier calls may be in the same folder
     if not files:
@@ -147,7 +131,7 @@ class _Reading:
         self.preparation = preparation_of(config, facts)
         self.handwritten = is_handwritten(config.dataset)
         self.unlike = 0
-        self.pixel_range = config.pixel_range if config.pixel_range != "auto" else facts.get("pixel_range")
+        self.pixel_range = self.preparation["pixel_range"]
         if self.pixel_range is None and appearance and not config.handwriting:  # not for runs of earlier versions
             self.pixel_range, notes = range_of(files, config.truncated_images)
             for note in notes:

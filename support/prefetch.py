@@ -1,7 +1,12 @@
-"""How are batches prepared while the session runs a step?"""
+"""How is work done ahead: batches while the session runs a step, image files by all cores?"""
 
+import collections
+import itertools
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from support.machine import cores
 
 _END = object()
 
@@ -45,3 +50,19 @@ def prefetched(items, depth=2):
     finally:
         stopped.set()
         thread.join()
+
+
+def mapped_by_threads(function, items, ahead):
+    """Yields function(item) for each item, in order. Threads, one for each core, compute `ahead` of them in advance."""
+    items, waiting = iter(items), collections.deque()
+    with ThreadPoolExecutor(cores()) as threads:
+        try:
+            while True:
+                for item in itertools.islice(items, ahead - len(waiting)):
+                    waiting.append(threads.submit(function, item))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

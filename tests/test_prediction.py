@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 
 import numpy as np
 import pytest
@@ -16,9 +15,9 @@ import Densenet
 from support import UserError, prediction
 from support.data import color_preprocessing
 from support.image_reading import read_image
-from support.machine import cores
 from support.modes import preparation_of
 from support.pictures import is_heat_map
+from support.prefetch import mapped_by_threads
 
 
 @ALL
@@ -74,11 +73,12 @@ def test_paths_with_commas_and_patterns(run):  # noqa: F811
 
 @MNIST
 def test_what_the_program_writes_is_not_classified(run):  # noqa: F811
-    """The whole working directory is given: models and logs are passed over, other files are classified."""
+    """The whole working directory is given: what is written is passed over, other files are classified."""
+    Densenet.export(**run)
     image_files(run["run_name"])
     os.rename("images/0.png", "0.png")
     os.makedirs("only")
-    for name in ("model", "logs", "images", "0.png"):
+    for name in ("model", "logs", "export", "images", "0.png"):
         os.rename(name, os.path.join("only", name))
     os.chdir("only")
     assert [answer["image"] for answer in Densenet.predict(images=".", **run)] == [
@@ -280,7 +280,7 @@ def test_batches_grow_and_answers_keep_the_order_of_the_files():
         sizes.append(len(pixels))
         return [pixels[:, 0, 0, 0] * 10]
 
-    found = prediction._read_ahead(range(60), read)
+    found = mapped_by_threads(read, range(60), prediction.AHEAD)
     answers = [next(answer) for answer in [prediction._classified(found, run)]]
     assert sizes == [1] and len(reads) <= 2 * prediction.LARGEST_BATCH + 1  # no more is kept in memory
     answers += prediction._classified(found, run)
@@ -288,9 +288,3 @@ def test_batches_grow_and_answers_keep_the_order_of_the_files():
     assert [result and result[0] for _, result in answers] == [
         None if number % 7 == 6 else number * 10 for number in range(60)]
     assert max(sizes) <= prediction.LARGEST_BATCH and sum(sizes) == 52
-
-
-@pytest.mark.skipif(cores() < 2, reason="needs two cores")
-def test_files_are_read_by_several_threads():
-    both = threading.Barrier(2)
-    list(prediction._read_ahead(range(2), lambda _: both.wait(60)))  # fails unless both are read at the same time

@@ -1,10 +1,11 @@
-"""Preparing batches in a background thread."""
+"""Work that threads do ahead."""
 
 import threading
 
 import pytest
 
-from support.prefetch import prefetched
+from support.machine import cores
+from support.prefetch import mapped_by_threads, prefetched
 
 
 def test_all_items_in_order():
@@ -39,3 +40,19 @@ def test_the_thread_runs_ahead_by_depth_and_ends_with_the_consumer():
     assert third.wait(60)  # prepared before the consumer asks
     taken.close()
     assert threading.active_count() == before and len(made) < 10
+
+
+@pytest.mark.skipif(cores() < 2, reason="needs two cores")
+def test_several_threads_work_at_the_same_time():
+    both = threading.Barrier(2)
+    list(mapped_by_threads(lambda _: both.wait(60), range(2), ahead=2))  # fails unless both wait together
+
+
+def test_the_results_of_threads_keep_the_order_and_errors_are_raised_where_they_belong():
+    def inverse(number):
+        return 12 / number
+
+    results = mapped_by_threads(inverse, [3, 2, 0, 1], ahead=4)
+    assert [next(results), next(results)] == [4, 6]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
