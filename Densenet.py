@@ -70,7 +70,7 @@ augmentation: boolean() = True  # augment training images at random, by the nine
 crop_area: number(0.01, 1.0) = 1.0  # least share of an image that a random crop shows; for dataset=folder
 shift: integer(0, 8) = by_dataset(2, cifar=3, folder=4)  # pixels along each axis
 rotation: number(0.0, 45.0) = by_dataset(10.0, cifar=0.0, folder=0.0)  # degrees in either direction
-scaling: number(0.0, 1.0) = 0.0  # |ln| of the factor by which an image grows or shrinks, along each axis
+scaling: number(0.0, 1.0) = 0.0  # each axis grows or shrinks by a factor of at most e^scaling
 shear: number(0.0, 45.0) = 0.0  # degrees by which vertical lines are inclined, in either direction
 elastic: number(0.0, 8.0) = 0.0  # pixels, standard deviation of a smooth random displacement
 flip: boolean() = by_dataset(False, cifar=True, folder=True)  # left to right
@@ -107,7 +107,7 @@ warmup: number(0.0, 0.9) = by_dataset(0.02, cifar=0.2, folder=0.2)  # share of t
 epsilon: number(1e-12, 1.0) = 1e-8  # Adam's, added to the denominator
 weight_decay: number(0.0, 1.0) = by_dataset(0.0, cifar=0.1, folder=0.1)  # Adam: decoupled (AdamW); momentum: L2
 label_smoothing: number(0.0, 0.9) = by_dataset(0.0, cifar=0.1, folder=0.1)  # share of a label spread over all classes
-ema_decay: number(0.0, 0.99999) = by_dataset(0.999, digits=0.0, cifar=0.0, folder=0.0)  # of averaged weights; 0: none
+ema_decay: number(0.0, 0.99999) = by_dataset(0.999, digits=0.0, cifar=0.0, folder=0.0)  # 0: weights are not averaged
 class_weights: one_of(("none", "balanced")) = "none"  # balanced: the loss counts each class alike, however many images
 best_by: one_of(("accuracy", "balanced_accuracy", "loss")) = "accuracy"  # on validation: chooses the best weights
 batch_size: integer(1, 65536) = by_dataset(100, digits=50, cifar=128, folder=32)  # images in a step, of all devices

@@ -49,7 +49,7 @@ precision: one_of(PRECISIONS) = "float32"  # of activations and products
 memory_efficient: boolean() = False  # recompute activations in the backward pass to save memory
 train_only: settings.declared(Densenet)["train_only"] = "all"  # as in Densenet.py; but for all, GFLOP/s are of one pass
 devices: settings.declared(Densenet)["devices"] = 0  # replicas that share each batch; 0: as in Densenet.py
-batch_size: integer(0, 65536) = 0  # images in a step; 0: 100 for MNIST, 64 for 32x32 images, 16 for 224x224
+batch_size: integer(0, 65536) = 0  # images in a step; 0: as many as are usual for the network
 steps: integer(1, 100000) = 10  # timed steps of training, and of inference
 json: path(optional=True) = ""  # a file for the rows as JSON
 against: path(optional=True, tensorflow=False) = ""  # a program to compare with: see above

@@ -48,9 +48,10 @@ def training_batches(data, config, epoch, first_batch, share=slice(None)):
 
 
 def mirrored_in(epoch, count, seed):
-    """Which of `count` images are mirrored in an epoch, bool [count]: drawn for the first, then the others in turn.
+    """Which of `count` images are mirrored in an epoch, bool [count].
 
-    So any two epochs in a row show each image both ways (Jordan 2024, arXiv 2404.00498, section 3.6).
+    They are drawn for the first epoch and exchanged with the others after each, so that any two epochs in a row show
+    each image both ways (Jordan 2024, arXiv 2404.00498, section 3.6).
     """
     first = np.random.RandomState([seed, 0, 0, 0]).randint(0, 2, count)  # a seed that no batch has
     return (first + epoch) % 2 == 1
@@ -158,7 +159,7 @@ def random_distortion(images, border, random, rotation=0.0, scaling=0.0, shear=0
         border: the pixel beyond the edges, float32 [C].
         random: a RandomState or RandomShare.
         rotation: maximum angle in degrees in either direction.
-        scaling: maximum of |ln| of the factor by which an image grows, along each axis by one of its own.
+        scaling: each axis grows or shrinks by a factor of its own, at most e^scaling.
         shear: maximum angle in degrees by which vertical lines are inclined, in either direction.
         elastic: standard deviation in pixels of a smooth displacement, along each axis: see `_displacements`.
     Returns:
@@ -208,9 +209,10 @@ def _source_matrices(count, random, rotation, scaling, shear):
 def _displacements(count, height, width, deviation, random):
     """Random smooth displacements of pixels along one axis, with a standard deviation in pixels, float32 [N, H·W].
 
-    They are those of Simard et al. 2003 ("Best practices for convolutional neural networks applied to visual document
-    analysis", section 2): random values, smoothed. Drawn for KNOTS intervals along each axis and smoothed by cubic
-    B-splines, which for 28 pixels are close to the Gaussian of 4 pixels there, and cost far less.
+    As in Simard et al. 2003 ("Best practices for convolutional neural networks applied to visual document analysis",
+    section 2), they are random values that are smoothed. Simard's are one for each pixel, smoothed by a Gaussian of 4
+    pixels. These are KNOTS + 3 along each axis, smoothed by cubic B-splines: for 28 pixels about as smooth, for less
+    work.
     """
     rows, columns = _splines(height), _splines(width)
     values = random.uniform(-1, 1, (rows.shape[1] * columns.shape[1], count)).T

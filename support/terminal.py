@@ -111,6 +111,8 @@ def _shaping_lines(config, parameters):
     without_effect = () if config.augmentation else AUGMENTATIONS
     if config.optimizer != "adam":
         without_effect += ("epsilon",)
+    if not config.flip:
+        without_effect += ("alternate_flip",)
     lines = {}
     for title, settings in SHAPING.items():
         lines[title] = [instead.get(shown(getattr(config, name)), text and text % shown(getattr(config, name)))

@@ -70,6 +70,7 @@ def test_values_without_effect_are_left_out(capsys):
     config = Densenet.choose(augmentation=False, optimizer="momentum")
     lines = header(capsys, config)
     assert lines[3] == "images   not augmented" and "epsilon" not in lines[2]
+    assert "every second epoch" not in header(capsys, Densenet.choose(flip=False, alternate_flip=True))[3]
 
 
 def test_given_values_are_shown_once_and_paths_only_where_they_are_used(capsys):
