@@ -26,8 +26,9 @@ def advance_averages(train, variables, decay):
     averages = [tf.get_variable(variable.op.name + SUFFIX, initializer=variable.initial_value, trainable=False,
                                 use_resource=True) for variable in variables]
     with tf.control_dependencies([train]):
-        step = tf.cast(tf.train.get_global_step().read_value(), tf.float32)
-        share = 1 - tf.minimum(decay, (step - 1) / (step + 9))
+        # Subtracted before the cast: TensorFlow 1.15's optimizer lets a cast of what is read lose the dependency above.
+        before = tf.cast(tf.train.get_global_step().read_value() - 1, tf.float32)
+        share = 1 - tf.minimum(decay, before / (before + 10))
         return tf.group(*(average.assign_sub(share * (average.read_value() - variable.read_value()), read_value=False)
                           for average, variable in zip(averages, variables)))
 
