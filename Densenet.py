@@ -14,6 +14,7 @@ Shapes in comments: N images of a batch, H rows, W columns, C channels, k growth
 
 import contextlib
 import functools
+import itertools
 import inspect
 import math
 import signal
@@ -32,7 +33,7 @@ import mnist_loader
 from ops import (Average_pooling, Batch_Normalization, Concatenation, Drop_out, Global_Average_Pooling, Linear,
                  Max_Pooling, conv_layer)
 from support import UserError, command_line, configuration, image_folder, modes, prediction
-from support.augmentation import training_batches
+from support.augmentation import batches_of_steps
 from support.batch_statistics import SharedStatistics, advance_moving_statistics
 from support.data import class_weights_of
 from support.download import Unavailable
@@ -397,9 +398,9 @@ def train(arguments=(), **overrides):
 
 
 def train_epoch(sess, net, batches, step, config, run):
-    """Trains on an epoch's batches from step `step` on; returns the step after them, and whether a worker must stop.
+    """Trains from step `step` to the end of its epoch; returns the step after it, and whether a worker must stop.
     Ctrl-C and SIGTERM set a flag (support/interruption.py); `run` looks at it after each step."""
-    for images, labels in batches:
+    for images, labels in itertools.islice(batches, run.steps_per_epoch - step % run.steps_per_epoch):
         rate = learning_rate(step, run.total_steps, config)
         _, loss, accuracy, stop = sess.run(
             [net.train, net.cost, net.accuracy, net.stop],
@@ -417,19 +418,18 @@ def train_epoch(sess, net, batches, step, config, run):
 def training_loop(sess, net, data, config, run):
     """Trains from the step that the session holds to the last one, then tests; `run` reports and saves."""
     step = run.begin(sess)
-    while step < run.total_steps:
-        epoch, first_batch = divmod(step, run.steps_per_epoch)
-        with contextlib.closing(prefetched(
-                training_batches(data, config, epoch, first_batch, run.cluster.share))) as batches:
+    steps = batches_of_steps(step, run.total_steps, data, config, run.cluster.share)
+    with contextlib.closing(prefetched(steps, waited=run.waited)) as batches:
+        while step < run.total_steps:
             step, stop = train_epoch(sess, net, batches, step, config, run)
-        if len(data.validation):
-            run.evaluated(sess, "validation", step,
-                          evaluate_split(sess, net.validation, data.validation, data, run.cluster))
-        if config.test_every_epoch:
-            run.evaluated(sess, "test", step, evaluate_split(sess, net.test, data.test, data, run.cluster))
-        run.epoch_done(sess, step)
-        run.save(sess, step)
-        run.end_if_asked(sess, step, stop)
+            if len(data.validation):
+                run.evaluated(sess, "validation", step,
+                              evaluate_split(sess, net.validation, data.validation, data, run.cluster))
+            if config.test_every_epoch:
+                run.evaluated(sess, "test", step, evaluate_split(sess, net.test, data.test, data, run.cluster))
+            run.epoch_done(sess, step)
+            run.save(sess, step)
+            run.end_if_asked(sess, step, stop)
     if not run.finished:
         run.restore_best(sess)
         run.finish(sess, step, evaluate_split(sess, net.test, data.test, data, run.cluster, embed=True))

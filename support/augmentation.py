@@ -8,6 +8,14 @@ from support.data import color_preprocessing
 KNOTS = 4  # intervals along each axis within which an elastic displacement varies smoothly
 
 
+def batches_of_steps(first_step, last_step, data, config, share=slice(None)):
+    """Yields the batches of the training steps from first_step to last_step - 1, see `training_batches`."""
+    batches_per_epoch = len(data.train) // config.batch_size
+    for epoch in range(first_step // batches_per_epoch, last_step // batches_per_epoch):
+        first_batch = max(0, first_step - epoch * batches_per_epoch)
+        yield from training_batches(data, config, epoch, first_batch, share)
+
+
 def training_batches(data, config, epoch, first_batch, share=slice(None)):
     """Yields the batches of an epoch: normalized images [N, H, W, C] and labels [N].
 

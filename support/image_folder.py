@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import shutil
 import sys
@@ -9,7 +10,6 @@ import zipfile
 import zlib
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,7 +18,6 @@ from support.data import SPLITS, Split, data_set
 from support.file_reading import DataError
 from support.folder_layout import layout_of
 from support.image_reading import CUT_OFF, ORIENTATION_UNKNOWN, range_of, read_image
-from support.machine import cores
 from support.prefetch import mapped_by_threads
 from support.run_directory import fcntl
 
@@ -191,45 +190,27 @@ class Images:
         return Images(self._pixels, rows, self._size)
 
     def crops(self, batches, boxes=None):
-        """Yields uint8 [n, size, size, 3] for each batch. `tf.data` reads and resizes ahead, on all cores.
+        """Yields uint8 [n, size, size, 3] for each batch. Threads, one for each core, resize a batch ahead.
 
         Args:
             batches: int64 [batches, n], the indices of the images in each batch.
             boxes: float32 [batches, n, 4], the part of each image to use: left, top, right and bottom as fractions of
                 the image's side, see `random_boxes`. None: the centre.
         """
-        size = self._size
-        margin = (self._pixels.shape[1] - size) // 2
-        centre = np.float32([margin, margin, margin + size, margin + size]) / self._pixels.shape[1]
-        boxes = np.tile(centre, (batches.size, 1)) if boxes is None else boxes
+        if boxes is None:
+            yield from (self[batch] for batch in batches)
+            return
 
-        def crop(row, box):
-            image = self._pixels[row]
-            if (box == centre).all():
-                return centre_of(image, size)
+        def crop(place):
+            chosen, box = place
+            image = self._pixels[self.rows[chosen]]
             return np.asarray(Image.fromarray(image).resize(
-                (size, size), Image.BILINEAR, box=tuple(float(edge) * image.shape[0] for edge in box)))
+                (self._size, self._size), Image.BILINEAR, box=tuple(float(edge) * image.shape[0] for edge in box)))
 
-        def cropped(row, box):
-            image = tf.numpy_function(crop, [row, box], tf.uint8)
-            image.set_shape([size, size, CHANNELS])
-            return image
-
-        with tf.Graph().as_default() as graph, tf.device("/cpu:0"):
-            rows = tf.placeholder(tf.int64, [None])
-            parts = tf.placeholder(tf.float32, [None, 4])
-            images = tf.data.Dataset.from_tensor_slices((rows, parts)).map(cropped, cores())
-            iterator = tf.data.make_initializable_iterator(images.batch(batches.shape[1]).prefetch(2))
-            following = iterator.get_next()
-        # No `with` statement for the session: its context belongs to one thread. A consumer that stops early closes
-        # this generator in another thread.
-        sess = tf.Session(graph=graph, config=tf.ConfigProto(device_count={"GPU": 0}))
-        try:
-            sess.run(iterator.initializer, {rows: self.rows[batches.ravel()], parts: boxes.reshape(-1, 4)})
-            for _ in batches:
-                yield sess.run(following)
-        finally:
-            sess.close()
+        count = batches.shape[1]
+        images = mapped_by_threads(crop, zip(batches.ravel(), boxes.reshape(-1, 4)), ahead=2 * count)
+        for _ in batches:
+            yield np.stack(list(itertools.islice(images, count)))
 
 
 def random_boxes(count, crop_area, random):

@@ -4,6 +4,7 @@ import collections
 import itertools
 import queue
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from support.machine import cores
@@ -11,10 +12,11 @@ from support.machine import cores
 _END = object()
 
 
-def prefetched(items, depth=2):
+def prefetched(items, depth=2, waited=lambda seconds: None):
     """Yields the items of an iterator. A thread runs the iterator up to `depth` items ahead.
 
-    An exception of the iterator is raised in the consumer's thread.
+    An exception of the iterator is raised in the consumer's thread. `waited` is called with the seconds for which the
+    consumer waits, for each item.
     """
     ready = queue.Queue(depth)  # of (item, error); error is _END after the last item
     stopped = threading.Event()
@@ -41,7 +43,9 @@ def prefetched(items, depth=2):
     thread.start()
     try:
         while True:
+            start = time.monotonic()
             item, error = ready.get()
+            waited(time.monotonic() - start)
             if error is _END:
                 return
             if error is not None:

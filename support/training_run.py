@@ -28,6 +28,7 @@ from support.terminal import Progress, show_header
 from support.workers import Cluster
 
 HISTOGRAMS = 20  # times in a run
+WAITING = 0.02  # share of the training time: if steps wait for their images for longer, the run says so
 POINT_STEPS = 50  # a point of the training curves is the mean of so many steps
 
 
@@ -96,7 +97,7 @@ class TrainingRun:
         self._with_balanced = balanced_is_asked_for(config)
         self._interruption = Interruption()
         self._context = contextlib.ExitStack()
-        self._train_seconds, self._timed_steps = 0.0, 0
+        self._train_seconds, self._timed_steps, self._waited_seconds = 0.0, 0, 0.0
         self._point = [0.0, 0.0, 0]  # sums of loss and accuracy, and their number, since the last point of the curves
 
     def _check_start(self):
@@ -241,6 +242,7 @@ class TrainingRun:
         before = self._directory.read_json("progress.json") or {}
         if step:
             self._train_seconds, self._timed_steps = before.get("train_seconds", 0.0), before.get("timed_steps", 0)
+            self._waited_seconds = before.get("waited_seconds", 0.0)
             say("resuming after step %d, epoch %.1f of %d"
                 % (step, step / self.steps_per_epoch, config.total_epochs))
             epochs, replicas = before.get("total_epochs", config.total_epochs), before.get("replicas", 1)
@@ -273,6 +275,11 @@ class TrainingRun:
             return {}
         self._trace = tf.RunMetadata()
         return {"options": tf.RunOptions(trace_level=tf.RunOptions.FULL_TRACE), "run_metadata": self._trace}
+
+    def waited(self, seconds):
+        """Counts the seconds for which a step has waited for its images."""
+        if self._clock is not None:
+            self._waited_seconds += seconds
 
     def step_done(self, step, loss, accuracy, rate):
         """Reports training step number `step` (from 1).
@@ -322,7 +329,8 @@ class TrainingRun:
             self._checkpoints.save(sess, step)
             self._directory.write_json("progress.json", {  # not in the checkpoint, which has no wall-clock values
                 "step": step, "total_epochs": self.config.total_epochs, "replicas": self.cluster.count,
-                "train_seconds": self._train_seconds, "timed_steps": self._timed_steps})
+                "train_seconds": self._train_seconds, "timed_steps": self._timed_steps,
+                "waited_seconds": self._waited_seconds})
             self._logs.stop_if_it_cannot_write()
             self._curves.stop_if_it_cannot_write()
         self._last_save = self._clock = time.monotonic()
@@ -423,6 +431,10 @@ class TrainingRun:
             say("test %s, loss %.4f, of the %s weights, after epoch %d (%s)" % (
                 evaluation.accuracies(self._with_balanced), evaluation.loss, "last" if best is None else "best",
                 (best or step) // self.steps_per_epoch, os.path.join(self._folder, "result.json")))
+            if self._waited_seconds > WAITING * self._train_seconds:
+                say("for %.0f%% of the training time, steps waited for their images: %s cannot keep up" % (
+                    100 * self._waited_seconds / self._train_seconds,
+                    "augmentation, or the disk of cache_dir," if self.config.dataset == "folder" else "augmentation"))
             self._logs.end(step)
             self._logs.stop_if_it_cannot_write()
 

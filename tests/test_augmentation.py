@@ -9,6 +9,7 @@ from helpers import tiny_config
 import Densenet
 from support.augmentation import (
     RandomShare,
+    batches_of_steps,
     data_augmentation,
     random_crop,
     random_cutout,
@@ -181,6 +182,18 @@ def test_batches_are_reproducible_and_cover_the_training_images_once(tiny_mnist)
     assert (changed[0, 3, 0] != batches[0][0]).any()
     assert len({images.tobytes() for images in changed.values()}) == 4
     np.testing.assert_array_equal(data.train.images, before)
+
+
+def test_the_batches_of_steps_are_those_of_their_epochs(tiny_mnist):
+    config = tiny_config(tiny_mnist)
+    data, _ = Densenet.prepare_data(config)
+    expected = [*training_batches(data, config, 1, 2), *training_batches(data, config, 2, 0)]  # 6 batches an epoch
+    found = list(batches_of_steps(8, 18, data, config))
+    assert len(found) == len(expected) == 10
+    for (images, labels), (its_images, its_labels) in zip(found, expected):
+        np.testing.assert_array_equal(images, its_images)
+        np.testing.assert_array_equal(labels, its_labels)
+    assert not list(batches_of_steps(18, 18, data, config))
 
 
 def test_a_random_share_is_part_of_the_whole_draw():

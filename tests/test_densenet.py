@@ -303,7 +303,7 @@ def test_averages_over_image_variants_match_numpy(flip_average, shift_average, t
 
 
 @pytest.mark.parametrize("options", [
-    dict(devices=2, weight_decay=0.1, dropout_rate=0.2)] + [pytest.param(one, marks=pytest.mark.campaign) for one in (
+    dict(devices=2, weight_decay=0.1, dropout_rate=0.2)] + [pytest.param(one, marks=pytest.mark.once) for one in (
         dict(devices=2, sync_batch_norm=True, memory_efficient=True), dict(precision="bfloat16", optimizer="sgd"),
         dict(precision="float16", optimizer="momentum"))], ids=str)
 @pytest.mark.parametrize("train_only, trained", [

@@ -84,7 +84,7 @@ def test_a_saved_model_has_three_signatures_and_a_description(folder, capsys):
 @TENSORFLOW_2
 @pytest.mark.parametrize("settings", [
     dict(stem="3x3+pool", flip_average=True, shift_average=1)] + [
-    pytest.param(settings, marks=pytest.mark.campaign) for settings in (
+    pytest.param(settings, marks=pytest.mark.once) for settings in (
         dict(stem="imagenet"), dict(stem="7x7s2+pool", transition_pooling="max"), dict(channels=1),
         dict(memory_efficient=True), dict(bottleneck=False, dropout_rate=0.2), dict(network="densenet_bc_40_12"),
         dict(network="densenet_121"))], ids=str)

@@ -14,7 +14,8 @@ from support.export import IMAGES, PROBABILITIES
 from support.graph_rewriting import rewritten
 from support.networks import NETWORKS, STEMS, final_side
 
-QUICK, DEEPEST = ("densenet_bc_28_12", "densenet_cifar"), ("densenet_bc_250_24", "densenet_bc_190_40")
+QUICK = ("densenet_bc_28_12", "densenet_cifar")
+DEEPEST = ("densenet_bc_250_24", "densenet_bc_190_40", "densenet_full", "densenet_169", "densenet_201")
 SMALL = dict(network="custom", blocks=(2, 2), growth_k=4, bottleneck=True, flip_average=False)
 
 
@@ -84,7 +85,7 @@ def assert_is_safe(graph_def, pixels, expected):
 
 
 @pytest.mark.parametrize("network", [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.long if name in DEEPEST else pytest.mark.campaign)
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.long if name in DEEPEST else pytest.mark.once)
     for name in NETWORKS])
 def test_named_networks_are_safe_against_folding(network):
     assert_is_safe(*frozen_network(network=network))

@@ -227,8 +227,8 @@ def served(path, images, files):
     return [found["arr_%d" % index] for index in range(5)]
 
 
-@pytest.mark.parametrize("run", ["mnist"] + [
-    pytest.param(name, marks=pytest.mark.campaign) for name in ("cifar10", "folder")], indirect=True)
+@pytest.mark.parametrize("run", ["mnist", pytest.param("cifar10", marks=pytest.mark.campaign),
+                                 pytest.param("folder", marks=pytest.mark.once)], indirect=True)
 def test_export_matches_predict(run, capsys):
     pixels = image_files(run["run_name"])
     saved_model, frozen = Densenet.export(**run)
@@ -371,7 +371,7 @@ def test_weights_classify_without_a_run(weights_alone, capsys):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_weights_are_evaluated_and_exported_without_a_run(weights_alone, capsys):
     given, images = weights_alone
     answers = Densenet.predict(images="noise", **given)

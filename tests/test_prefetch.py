@@ -1,5 +1,6 @@
 """Work that threads do ahead."""
 
+import itertools
 import threading
 
 import pytest
@@ -40,6 +41,14 @@ def test_the_thread_runs_ahead_by_depth_and_ends_with_the_consumer():
     assert third.wait(60)  # prepared before the consumer asks
     taken.close()
     assert threading.active_count() == before and len(made) < 10
+
+
+def test_the_time_for_which_the_consumer_waits_is_reported(monkeypatch):
+    clock = itertools.count()  # a second passes between any two looks at it
+    monkeypatch.setattr("support.prefetch.time.monotonic", lambda: next(clock))
+    waits = []
+    assert list(prefetched(iter("ab"), waited=waits.append)) == ["a", "b"]
+    assert waits == [1, 1, 1]  # the last one for the end
 
 
 @pytest.mark.skipif(cores() < 2, reason="needs two cores")

@@ -502,7 +502,7 @@ def damage(tmp_path, format_name, count):
 
 
 @pytest.mark.parametrize("format_name,count", [("safetensors", 80)] + [
-    pytest.param(name, 8, marks=pytest.mark.campaign)  # HDF5 files are tried in another process first
+    pytest.param(name, 8, marks=pytest.mark.once)  # HDF5 files are tried in another process first
     for name in sorted(FORMATS) if name != "safetensors"])
 def test_damaged_files_are_refused_or_read(tmp_path, format_name, count):
     assert damage(tmp_path, format_name, count) >= count // 4

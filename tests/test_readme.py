@@ -78,7 +78,7 @@ def test_the_index_of_support_names_every_module():
 
 
 @pytest.mark.skipif(tf.VERSION.startswith("1."), reason="the example is for TensorFlow 2; its loader is not in 1.15")
-@pytest.mark.campaign
+@pytest.mark.once
 @pytest.mark.parametrize("dataset", ["mnist", "folder"])
 def test_the_export_example_in_the_readme_runs(tiny_mnist, shapes, folder, dataset):  # noqa: F811
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

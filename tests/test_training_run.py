@@ -90,7 +90,7 @@ def test_a_run_writes_all_documented_files(tiny_mnist, folder, capsys, monkeypat
     assert sum(line.startswith("epoch ") for line in lines) == 10 and lines[-1].startswith("test accuracy ")
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_runs_can_be_repeated_finished_and_extended_in_one_process(tiny_mnist, folder, capsys):
     options = dict(TINY, data_dir=tiny_mnist)
     first = Densenet.train(**options)
@@ -229,6 +229,13 @@ def test_a_nan_loss_stops_the_run(tiny_mnist, folder, monkeypatch):
     assert all(np.isfinite(value).all() for value in weights_of("model/mine", 6).values())
 
 
+@pytest.mark.parametrize("seconds, said", [(1e6, True), (0.0, False)])
+def test_steps_that_wait_for_their_images_are_reported(tiny_mnist, folder, capsys, monkeypatch, seconds, said):
+    monkeypatch.setattr(TrainingRun, "waited", lambda self, _: setattr(self, "_waited_seconds", seconds))
+    Densenet.train(data_dir=tiny_mnist, **TINY)
+    assert ("steps waited for their images: augmentation cannot keep up" in capsys.readouterr().out) == said
+
+
 @pytest.mark.once
 def test_a_checkpoint_that_cannot_be_saved_is_reported(tiny_mnist, folder, monkeypatch):
     def full(*_, **__):
@@ -244,7 +251,7 @@ def test_a_checkpoint_that_cannot_be_saved_is_reported(tiny_mnist, folder, monke
 
 
 @pytest.mark.parametrize("number", [
-    signal.SIGINT] + [pytest.param(number, marks=pytest.mark.campaign)
+    signal.SIGINT] + [pytest.param(number, marks=pytest.mark.once)
                       for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)])
 def test_a_signal_saves_and_a_second_process_is_refused(tiny_mnist, folder, number):
     command = arguments_for(tiny_mnist, "mine", total_epochs=1000)
@@ -331,7 +338,7 @@ FROM_WEIGHTS = dict(TINY, schedule="constant", warmup=0.0, dropout_rate=0.2)  # 
 
 
 @pytest.mark.parametrize("options", [
-    dict(train_only="head", devices=2)] + [pytest.param(one, marks=pytest.mark.campaign) for one in (
+    dict(train_only="head", devices=2)] + [pytest.param(one, marks=pytest.mark.once) for one in (
         dict(train_only="last_block", memory_efficient=True), dict(train_only="all", class_weights="balanced"),
         dict(train_only="last_block", precision="bfloat16", best_by="loss"))], ids=str)
 def test_a_run_that_starts_from_weights_resumes_exactly(tiny_mnist, source, options):
@@ -375,7 +382,7 @@ VALIDATIONS = (([[6, 0], [3, 1]], 2.0), ([[2, 4], [0, 4]], 3.0), ([[5, 1], [3, 1
 
 
 @pytest.mark.parametrize("best_by, epoch", [
-    ("balanced_accuracy", 2), ("loss", 3), pytest.param("accuracy", 1, marks=pytest.mark.campaign)])
+    ("balanced_accuracy", 2), ("loss", 3), pytest.param("accuracy", 1, marks=pytest.mark.once)])
 def test_the_best_weights_are_those_of_the_chosen_metric(tiny_mnist, folder, capsys, monkeypatch, best_by, epoch):
     evaluate, results = Densenet.evaluate_split, iter(VALIDATIONS)
 

@@ -431,8 +431,8 @@ def test_two_workers_match_one_process(tiny_mnist, trained_alone, folder, device
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("number,lost", [
-    (signal.SIGKILL, 0), (signal.SIGSTOP, 1), pytest.param(signal.SIGKILL, 1, marks=pytest.mark.long),
-    pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.long)])
+    (signal.SIGKILL, 0), pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.once),
+    pytest.param(signal.SIGKILL, 1, marks=pytest.mark.long), pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.long)])
 def test_a_lost_worker_ends_the_others_and_all_resume_exactly(tiny_mnist, folder, times, number, lost):
     for time_of in range(times):
         name = "lost%d" % time_of
@@ -517,7 +517,7 @@ def test_a_signal_to_one_worker_stops_all_and_one_resumes_alone(tiny_mnist, fold
     assert "2 devices shared each batch until then, 1 from now on" in output
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 @pytest.mark.parametrize("change,sentence", [
     ("seed", "the workers differ in seed (1 in worker 0, 2 in worker 1): "),
     ("devices", "the workers differ in devices (1 in worker 0, 2 in worker 1): ")])
