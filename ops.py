@@ -20,6 +20,7 @@ from support.batch_statistics import (
     normalized_by_batch,
     product_of,
 )
+from support.convolution import conv2d
 from support.tflearn_pooling import global_average_pooling
 
 tf.logging.set_verbosity(tf.logging.ERROR)  # TensorFlow warns of deprecated names
@@ -59,7 +60,7 @@ def _convolution(x, padding, weights, stride):
         centre = tf.reshape(weights, [channels, filters]) if height == width == 1 else weights[height // 2, width // 2]
         product = tf.matmul(tf.reshape(x, [-1, channels]), centre)
         return tf.reshape(product, [-1, rows, columns, filters])
-    return tf.nn.conv2d(x, weights, strides=[1, stride, stride, 1], padding=padding)
+    return conv2d(x, weights, stride, padding)
 
 
 def Batch_Normalization(x, training, scope, *, relu=False, epsilon=EPSILON, shared=None, memory_efficient=False):

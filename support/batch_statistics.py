@@ -19,9 +19,10 @@ cheap to compute and take most of the memory of a step. They are then not kept f
 `SharedStatistics.normalize` returns a `Recomputed`, which stands for the normalized tensor. `conv_layer` and
 `Average_pooling` read it through `product_of` and `mapped`, which compute it once forward and once more backward.
 
-Compiled passes. TensorFlow's batch-normalization kernels are fast in float32 and float16. In any other type, bfloat16
-above all, the same formula runs as element-wise operations. XLA compiles these into single passes over memory, for
-tensors large enough to repay the compilation.
+Compiled passes. TensorFlow's batch-normalization kernels are fast in float32 and float16. In bfloat16 they are where
+oneDNN has generated code, which it has for a number of channels that fills vectors; otherwise, the same formula runs as
+element-wise operations. XLA compiles these into single passes over memory, for tensors large enough to repay the
+compilation.
 
 Moving averages. `SharedStatistics` collects the batch statistics of the whole network, and the training step advances
 all moving averages together: one operation for each layer would add thousands of operations to the graph.
@@ -36,6 +37,7 @@ import tensorflow.compat.v1 as tf
 DECAY = 0.9
 EPSILON = 0.001  # ε, unless a network has another one
 TYPES_WITH_FAST_KERNELS = (tf.float32, tf.float16)
+FAST_CHANNELS = 16  # in bfloat16, TensorFlow's kernels are fast for multiples of it
 COMPILED_FROM = 2 ** 17  # elements: the smallest tensor whose element-wise work XLA compiles
 
 # The variables of one batch normalization that follow the batches: the moving averages of mean and variance, the mean
@@ -325,7 +327,13 @@ def _is_fast(x, training=True):
     In training it is not for maps of one pixel, where a kernel call takes longer than single operations (network
     densenet_mnist_first on a CPU: 31 instead of 27 ms a step). In inference it is, because the export folds kernels.
     """
-    return x.dtype in TYPES_WITH_FAST_KERNELS and not (training and x.shape[1:3].num_elements() == 1)
+    return _has_fast_kernel(x) and not (training and x.shape[1:3].num_elements() == 1)
+
+
+def _has_fast_kernel(x):
+    if x.dtype == tf.bfloat16 and not tf.VERSION.startswith("1."):  # TensorFlow 1.15 has no such kernel
+        return int(x.shape[3]) % FAST_CHANNELS == 0
+    return x.dtype in TYPES_WITH_FAST_KERNELS
 
 
 def _channel_sums(x):
@@ -339,7 +347,7 @@ def _channel_sums(x):
 
 def _compiled(x):
     """A scope that XLA compiles, if x has no fast kernel and is large enough to repay the compilation."""
-    if x.dtype not in TYPES_WITH_FAST_KERNELS and (x.shape.num_elements() or 0) >= COMPILED_FROM:
+    if not _has_fast_kernel(x) and (x.shape.num_elements() or 0) >= COMPILED_FROM:
         return tf.xla.experimental.jit_scope()
     return contextlib.nullcontext()
 
