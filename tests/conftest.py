@@ -22,6 +22,11 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also the whole campaigns of test_faults.py, test_workers.py")
 
 
+def pytest_cmdline_main(config):
+    if getattr(config.option, "dist", "no") == "load":  # with -n: tests that share a fixture are to share a process
+        config.option.dist = "worksteal"
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "campaign: a slower test, which runs with --campaigns or --long alone")
     config.addinivalue_line("markers", "once: a campaign that does not depend on TensorFlow's version, so that "

@@ -56,6 +56,7 @@ def test_bad_input_gets_one_sentence(tiny_mnist, folder, capsys, monkeypatch, ar
     assert left <= {"model"} and not glob.glob("model/*/dense.ckpt*")
 
 
+@pytest.mark.once
 def test_digits_replace_mnist_only_in_the_plain_command(folder, capsys, monkeypatch):
     monkeypatch.setattr(mnist_loader, "fetch_all", offline)
     monkeypatch.setattr(Densenet, "total_epochs", 1)

@@ -69,6 +69,7 @@ def test_the_network_matches_numpy(bottleneck, pooling):
         np.testing.assert_allclose(sess.run(net.model), expected, rtol=1e-4)
 
 
+@pytest.mark.campaign
 def test_the_network_matches_tensorflow_1():
     recorded = np.load(os.path.join(record.HERE, "network.npz"))
     found = record.run_network()

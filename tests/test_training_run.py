@@ -382,7 +382,8 @@ VALIDATIONS = (([[6, 0], [3, 1]], 2.0), ([[2, 4], [0, 4]], 3.0), ([[5, 1], [3, 1
 
 
 @pytest.mark.parametrize("best_by, epoch", [
-    ("balanced_accuracy", 2), ("loss", 3), pytest.param("accuracy", 1, marks=pytest.mark.once)])
+    ("balanced_accuracy", 2), pytest.param("loss", 3, marks=pytest.mark.once),
+    pytest.param("accuracy", 1, marks=pytest.mark.once)])
 def test_the_best_weights_are_those_of_the_chosen_metric(tiny_mnist, folder, capsys, monkeypatch, best_by, epoch):
     evaluate, results = Densenet.evaluate_split, iter(VALIDATIONS)
 

@@ -76,6 +76,7 @@ def test_evaluate_and_weights_read_the_averages(averaged, tmp_path):
     assert (saved["conv0/kernel"] != saved["conv0/kernel" + SUFFIX]).any()
 
 
+@pytest.mark.campaign
 def test_a_run_with_averages_resumes_exactly(averaged, tmp_path):
     run, result = averaged
     other = dict(run, model_dir=str(tmp_path), log_dir=str(tmp_path / "logs"))

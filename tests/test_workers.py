@@ -143,6 +143,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(tiny_mnist, folder):
         Densenet.train(arguments_for(tiny_mnist, "mine", devices=4))
 
 
+@pytest.mark.once
 def test_the_most_gpus_that_divide_the_batch_are_used(tiny_mnist, folder, monkeypatch):
     """The GPUs are simulated; soft placement runs their part of the graph on the CPU."""
     monkeypatch.setattr(tf.config.experimental, "list_physical_devices", lambda kind: [kind] * 8)
