@@ -45,7 +45,7 @@ from support.optimizers import optimizer_of, trained_variables
 from support.prefetch import prefetched
 from support.settings import (boolean, by_dataset, count_or_share, file_name, integer, integers, number, one_of,
                               pair_or_auto, path, paths, some_of)
-from support.tensorboard import build_histograms
+from support.tensorboard import variables_in_histograms
 from support.training_run import TrainingRun, build_recorded
 from support.weight_average import advance_averages, averages_used
 from support.workers import Cluster
@@ -350,7 +350,7 @@ def build_graph(data, config, cluster=None):
     stop_request = tf.placeholder_with_default(tf.constant(0.0), [], "stop_request")
     global_step = tf.train.get_or_create_global_step()
     train, cost, accuracy, stop = build_training(images, labels, rate, stop_request, config, data, cluster)
-    histograms = build_histograms()
+    histograms = variables_in_histograms()
     with tf.name_scope("inference"), averages_used():
         one_view = types.SimpleNamespace(**dict(vars(config), flip_average=False, shift_average=0))
         validation = test = build_evaluation(images, labels, one_view, class_num, cluster)

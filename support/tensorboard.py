@@ -9,6 +9,7 @@ import re
 import socket
 import time
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import summary as hparams_summary
@@ -19,6 +20,7 @@ from support.projector import write_projector
 from support.run_directory import locked
 from support.settings import shown
 
+BUCKETS = 30  # of a histogram, as many as TensorBoard draws
 FOLDERS = {"train": "train", "validation": "validation", "test": ""}  # of each split, in the folder of the run
 # The HParams tab shows the metrics after the hyperparameters, of which it shows the first five until asked for more,
 # or those five that are declared as differing.
@@ -88,27 +90,33 @@ def _write_embedding(folder, step, evaluation, images, class_names):
         write_projector(folder, step, evaluation, images, class_names)
 
 
-def build_histograms():
-    """A tensor: a serialized tf.Summary with histograms of weights, batch norm's scales (gamma) and gradients.
+def variables_in_histograms():
+    """{tag: variable}: the weights, batch norm's scales (gamma) and gradients of the graph that histograms show.
 
     The gradients are the running means that the optimizer keeps (Adam's first moment, or the momentum), so that no
     further pass through the network is needed. Call it when the graph has all its variables.
     """
     variables = {variable.op.name: variable for variable in tf.global_variables()}
-    values = {}
+    found = {}
     for variable in tf.trainable_variables():
         name = variable.op.name
         kind = {"kernel": "weights", "gamma": "scales"}.get(name.rpartition("/")[2])
         if kind:
-            values["%s/%s" % (kind, name)] = variable
+            found["%s/%s" % (kind, name)] = variable
         for slot in ("/Adam", "/Momentum"):
             if name + slot in variables:
-                values["gradients/%s" % name] = variables[name + slot]
-    # Not tf.summary.histogram, which would put the names of the scopes around it before the tag.
-    with tf.name_scope("histograms"):
-        return tf.raw_ops.MergeSummary(inputs=[
-            tf.raw_ops.HistogramSummary(tag=tag, values=tf.where_v2(tf.math.is_finite(value), value, 0.0))
-            for tag, value in values.items()])
+                found["gradients/%s" % name] = variables[name + slot]
+    return found
+
+
+def _histogram(values):
+    """The tf.HistogramProto of an array's finite values."""
+    values = values[np.isfinite(values)].astype(np.float64)
+    if not values.size:
+        return tf.HistogramProto()
+    counts, edges = np.histogram(values, BUCKETS)
+    return tf.HistogramProto(min=values.min(), max=values.max(), num=values.size, sum=values.sum(),
+                             sum_squares=np.square(values).sum(), bucket_limit=edges[1:], bucket=counts)
 
 
 def drawn_names(graph):
@@ -220,9 +228,11 @@ class RunLogs:
         """Writes the pictures of what `support.explanations.feature_reuse` found in the weights that are tested."""
         self._write(lambda: self._file("test").add(step, summary=reuse_summary(reuse)))
 
-    def histograms(self, step, serialized):
-        """Writes a serialized tf.Summary of the training step."""
-        self._write(lambda: self._file("train").add(step, summary=tf.Summary.FromString(serialized)))
+    def histograms(self, step, arrays):
+        """Writes a histogram of each of {tag: array}."""
+        summary = tf.Summary(value=[tf.Summary.Value(tag=tag, histo=_histogram(values))
+                                    for tag, values in arrays.items()])
+        self._write(lambda: self._file("train").add(step, summary=summary))
 
     def trace(self, step, metadata):
         """Writes the tf.RunMetadata of a traced step, also as a file for chrome://tracing, and prints its path."""

@@ -246,8 +246,11 @@ def test_histograms_show_weights_scales_and_gradients(logs):
     for name, tag in ((kernel, "weights/"), ("dense_0/bottleN_0/batch1/gamma", "scales/")):
         (_, first), (_, second) = values(logs[0] + "/train", tag + name)
         assert first.histo.num == weights[name].size
-        for histogram, saved in ((first.histo, before), (second.histo, weights)):  # taken while the step updated them
-            assert histogram.sum_squares == pytest.approx(np.square(saved[name]).sum(dtype=np.float64), rel=0.1)
+        for histogram, saved in ((first.histo, before[name]), (second.histo, weights[name])):
+            assert histogram.sum_squares == pytest.approx(np.square(saved).sum(dtype=np.float64))
+            assert sum(histogram.bucket) == saved.size
+            below = [(saved <= limit).sum() for limit in histogram.bucket_limit[:-1]]
+            np.testing.assert_allclose(np.cumsum(histogram.bucket)[:-1], below, atol=1)  # a value may be on a limit
         assert first.histo.sum != second.histo.sum
     gradient = values(logs[0] + "/train", "gradients/" + kernel)[0][1].histo
     assert 0 < gradient.sum_squares < 0.1 * np.square(before[kernel]).sum()
