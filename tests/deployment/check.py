@@ -3,8 +3,9 @@
     python tests/deployment/check.py FOLDER                   all tools; FOLDER receives environments and networks
     python tests/deployment/check.py FOLDER openvino opencv   these tools alone
     python tests/deployment/check.py FOLDER --seconds 0       without latency
+    python tests/deployment/check.py FOLDER --networks digits,densenet_121    two of the four networks
 
-Four small networks are trained and exported by this checkout, in the environment of the Python that runs the script.
+Small networks are trained and exported by this checkout, in the environment of the Python that runs the script.
 Each tool is installed into FOLDER/environments/<name>, by requirements/<name>.txt, and runs there as a process of its
 own (runners.py, tensorflowjs.js). A tool that cannot be installed is reported; the others go on. The code blocks of
 docs/deployment.md are run, too. The exit status is 1 if a tool that was installed has other probabilities, takes images
@@ -160,19 +161,18 @@ def images_for(size, channels, count=None):
     return np.clip(images, 0, 255).astype(np.uint8), labels
 
 
-def make_networks(folder, train):
-    """Exports the networks in a folder, as a user does; first trains them if `train` is true."""
+def make_networks(folder, runs, train):
+    """Exports the networks of these names in a folder, as a user does; first trains them if `train` is true."""
     for name in ("model", "logs", "cache", "pictures", "export") if train else ("export",):
         shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
     for number, (image, label) in enumerate(zip(*images_for(64, 3, 200))):
         os.makedirs(os.path.join(folder, "pictures", str(label)), exist_ok=True)
         Image.fromarray(image).save(os.path.join(folder, "pictures", str(label), "%d.png" % number))
-    program = os.path.join(ROOT, "Densenet.py")
-    for run, arguments in NETWORKS.items():
+    for run in runs:
         print("making %s" % run, file=sys.stderr)
         program = [sys.executable, os.path.join(ROOT, "Densenet.py"), "run_name=" + run]
         if train:
-            output_of(program + arguments, folder)
+            output_of(program + NETWORKS[run], folder)
         print(output_of(program + ["mode=export", "formats=saved_model,frozen,tflite"], folder), file=sys.stderr)
 
 
@@ -451,29 +451,33 @@ def main():
     parser.add_argument("folder", help="for environments and networks")
     parser.add_argument("environments", nargs="*", help="project, or a name in requirements/; all, if none is given")
     parser.add_argument("--seconds", type=float, default=0.3, help="time for each of the latencies; 0: none")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="of %(default)s")
     parser.add_argument("--trained", action="store_true", help="export the networks that an earlier call trained")
     options = parser.parse_args()
     folder = os.path.abspath(options.folder)
     wanted = set(options.environments or ["project"] + [name[:-4] for name in os.listdir(HERE + "/requirements")])
     tools = [BASELINE] + [tool for tool in TOOLS if (tool.environment or "project") in wanted]
     os.makedirs(folder, exist_ok=True)
-    make_networks(folder, not options.trained)
+    runs = options.networks.split(",")
+    if not set(runs) <= set(NETWORKS):
+        parser.error("--networks: some of %s, with commas between" % ", ".join(NETWORKS))
+    make_networks(folder, runs, not options.trained)
 
-    found = {run: check_network(run, tools, options.seconds, folder) for run in NETWORKS}
-    blocks = run_blocks(folder, wanted)
+    found = {run: check_network(run, tools, options.seconds, folder) for run in runs}
+    blocks = run_blocks(folder, wanted) if "digits" in runs else []
     print("\nLargest difference of a probability from the SavedModel's in TensorFlow, 50 images:\n")
-    print(table(["tool"] + list(NETWORKS) + ["floats from 0 to 1"],
-                [[tool.name] + [cell(found[run][tool]) for run in NETWORKS] + [
-                    "taken" if any(found[run][tool].get("floats") for run in NETWORKS) else "refused"]
+    print(table(["tool"] + runs + ["floats from 0 to 1"],
+                [[tool.name] + [cell(found[run][tool]) for run in runs] + [
+                    "taken" if any(found[run][tool].get("floats") for run in runs) else "refused"]
                  for tool in tools]))
     if options.seconds:
         print("\nMilliseconds for 1 and 32 images, in brackets as a multiple of the SavedModel's in TensorFlow:\n")
-        print(table(["tool"] + ["%s, %d" % (run, batch) for run in NETWORKS for batch in BATCHES],
+        print(table(["tool"] + ["%s, %d" % (run, batch) for run in runs for batch in BATCHES],
                     [[tool.name] + [speed(found[run][tool], found[run][BASELINE], batch)
-                                    for run in NETWORKS for batch in BATCHES] for tool in tools]))
+                                    for run in runs for batch in BATCHES] for tool in tools]))
     print("\n%s, %d cores; %s. %s" % (processor(), os.cpu_count(), versions(tools, folder), datetime.date.today()))
     faults = ["%s, %s: %s" % (run, tool.name, found[run][tool]["fault"])
-              for run in NETWORKS for tool in tools if "fault" in found[run][tool]]
+              for run in runs for tool in tools if "fault" in found[run][tool]]
     faults += ["docs/deployment.md, %s in %s: %s" % block for block in blocks
                if block[2] and not block[2].startswith("missing: ")]
     print("\n".join(["", "%d faults" % len(faults)] + faults))
