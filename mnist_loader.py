@@ -6,6 +6,7 @@ The files are searched on disk. Missing files are downloaded and verified. This 
 import dataclasses
 import functools
 import os
+import re
 import string
 import struct
 import zlib
@@ -15,7 +16,7 @@ import numpy as np
 from support import say
 from support.data import Split, data_set
 from support.download import Unavailable, fetch_all
-from support.file_reading import DataError, find, key, read_bytes, shortened, similar, subfolders
+from support.file_reading import DataError, find, key, listing, read_bytes, shortened, similar, subfolders
 
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -33,7 +34,7 @@ SIDE = 28  # pixels
 CLASS_NAMES = tuple("0123456789")
 IMAGES_MAGIC = 0x00000803  # unsigned bytes, three dimensions
 LABELS_MAGIC = 0x00000801  # unsigned bytes, one dimension
-INSIDE = ("raw", "processed", "gzip")  # folders that torchvision and EMNIST's archive put the files into
+INSIDE = ("raw", "processed", "gzip", "archive")  # folders of torchvision, of EMNIST's archive and of Kaggle's
 # Other forms of these data sets, as Keras, scikit-learn, Hugging Face, Kaggle and NIST name them: a pattern of keys.
 SIMILAR = ("mnist|fashion|kuzushiji|idx[13]|t10k|^(test|train)(ing)?(images|labels|pt$|csv$)|digitrecognizer|parquet$|"
            "^(archive.*|gzip|matlab)zip$")
@@ -169,7 +170,9 @@ def _download(source, data_dir, paths, mirrors):
     paths = _locate(source, data_dir)
     used = subfolders(["mnist", "emnist"] + list(RELATED), [data_dir])  # of other data sets
     used += [part for path in paths if path for part in (path, os.path.dirname(path))]
-    unused = similar(SIMILAR, list(_places(source, data_dir)), used)
+    others = [os.path.join(data_dir, name) for name in listing(data_dir) if not re.search(SIMILAR, key(name))]
+    others = [path for path in others if os.path.isdir(path) and path not in used]
+    unused = similar(SIMILAR, [*_places(source, data_dir), *others], used)
     raise Unavailable("%s is neither in %s nor %s; put %s there by hand%s%s" % (
         source.title, home, reason, ", ".join(name for name, path in zip(source.files, paths) if path is None),
         " (from %s)" % source.homepage if source.homepage else "",

@@ -69,15 +69,15 @@ def differences(image, appearance, handwritten):
     if not appearance:
         return []
     if beyond("contrast") < 0:
-        return ["it is almost blank"]
+        return ["it is almost blank" + (": what is drawn may be too small, pale or transparent" if handwritten else "")]
     found = []
     if handwritten and beyond("background"):
         return ["its background is %s than that of all training images"
                 % ("lighter" if beyond("background") > 0 else "darker")]
     if handwritten and beyond("extent"):
-        low, _, high = appearance["extent"]
-        found.append("what is drawn covers %.0f%% of its side, in the training images %.0f to %.0f%%"
-                     % (100 * measures["extent"], 100 * low, 100 * high))
+        low, high = ("%.0f" % (100 * share) for share in appearance["extent"][::2])
+        found.append("what is drawn is as long as %.0f%% of the image's side, in the training images %s%%"
+                     % (100 * measures["extent"], low if low == high else low + " to " + high))
     if handwritten and beyond("offset") > 0:
         found.append("what is drawn is not in the centre")
     if not found and beyond("brightness"):

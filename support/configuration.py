@@ -94,7 +94,8 @@ HINTS = {settings.squashed(name): here for here, names in {
         "num_classes n_classes nb_classes class_num num_class classes channels in_channels mean std",
     "the same command again resumes a run that was stopped, and a larger total_epochs extends a finished one":
         "resume continue restart resume_from start_epoch",
-    "weights": "pretrained fine_tune pretrained_weights init_weights transfer pretrained_model",
+    "weights=imagenet starts from published weights, and weights=FILE or weights=RUN from others":
+        "pretrained fine_tune pretrained_weights init_weights transfer pretrained_model",
     "train_only": "freeze frozen trainable freeze_backbone freeze_layers",
     "class_weights": "class_weight balanced balance weighted",
     "norm_epsilon": "bn_eps bn_epsilon batch_norm_epsilon norm_eps",
@@ -104,6 +105,12 @@ HINTS = {settings.squashed(name): here for here, names in {
     "batches are prepared by themselves during the steps, and several machines share a run through TF_CONFIG":
         "workers num_workers n_workers threads world_size rank local_rank",
     "training images are shuffled anew in each epoch": "shuffle",
+    "Adam's β1 and β2 are 0.9 and 0.999": "beta beta1 beta2 betas adam_beta1 adam_beta2",
+    "gradients are not clipped": "clip grad_clip clipnorm clipvalue max_grad_norm gradient_clipping",
+    "images have the channels of the data set, dataset=folder has three": "grayscale greyscale gray color_mode rgb",
+    "a line is printed for each epoch, and TensorBoard gets a point every 50 steps":
+        "verbose print_freq log_interval log_every log_freq print_every display_step quiet",
+    "settings are given on the command line, or edited at the top of Densenet.py": "config cfg config_file",
     "the checkpoint with the best validation accuracy is kept and used": "patience early_stopping save_best",
     "checkpoint_minutes=10 saves every 10 minutes, and each epoch is saved": "save_every save_freq save_interval",
 }.items() for name in names.split()}
@@ -156,6 +163,10 @@ def choose(module, arguments=(), caller=None, **overrides):
 
     if dataset != "folder" and ("image_size" in own or own.get("crop_area", 1.0) != 1.0):
         raise UserError("image_size and crop_area belong to dataset=folder, not to %s: leave them out" % dataset)
+    if dataset != "folder" and mode == "train" and (
+            given.get("pixel_range", "auto") != "auto" or given.get("truncated_images")):
+        raise UserError("pixel_range and truncated_images are for image files, dataset=folder, not for %s: leave them "
+                        "out" % dataset)
     identifying = [name for name in module.IDENTIFYING if dataset == "folder" or name not in FOLDER_ONLY]
     identities = {"weights": start.identity if start else ""}
     changed = ["%s=%s" % (name, settings.shown(identities.get(name, values[name]))) for name in identifying

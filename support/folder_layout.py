@@ -16,11 +16,14 @@ import numpy as np
 from PIL import Image
 
 from support.file_reading import DataError, shortened
+from support.pictures import is_heat_map
 
 TEST_SHARE = 1 / 6  # of each class's images, if there is no test folder; a fixed random choice
 IGNORED = ("Thumbs.db", "desktop.ini")
 NEVER_DATA = ("__MACOSX", "__pycache__", "node_modules", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 ENVIRONMENT_FILES = ("pyvenv.cfg", "conda-meta")  # what a folder with an installation of Python contains
+# What folders that the program writes contain: of logs, of a run, and of decoded images.
+WRITTEN = (("lock_of_logs",), ("settings.json", "lock"), ("pixels", "index.npz"))
 PROGRAM_FOLDERS = tuple(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), name)
                         for name in ("docs", "support", "tests"))
 NO_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG")  # formats that Pillow recognises but never decodes
@@ -33,6 +36,8 @@ ROLE_WORDS = {"train": TRAINING, "training": TRAINING, "validation": VALIDATION,
 # Words beside a role's word that do not change what the folder is, also without a separator: `trainset`, `seg_train`.
 AFFIXES = ("set", "sets", "data", "dataset", "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos",
            "sample", "samples", "file", "files", "folder", "dir", "split", "seg")
+# Words that stand for a role only where every folder beside them has one: they are names of languages, too.
+SHORT_WORDS = {"tr": "train", "trn": "train", "te": "test", "tst": "test"}
 ROLE_WORD = re.compile("(%s)(?:%s)?" % ("|".join(ROLE_WORDS), "|".join(AFFIXES)))
 
 
@@ -61,7 +66,7 @@ class _Folder:
     dangling: list  # names of links that lead nowhere
 
 
-def layout_of(data_dir, excluded=()):
+def layout_of(data_dir, excluded=(), least_classes=2):
     """Finds the classes and the splits of a folder of images.
 
     Without a test folder, the validation folder holds the test images. Without both, TEST_SHARE of each class is drawn.
@@ -70,10 +75,11 @@ def layout_of(data_dir, excluded=()):
         data_dir: contains one sub-folder per class, or folders for training, validation and test images with one
             sub-folder per class.
         excluded: paths of folders that are never data, such as those that the program writes.
+        least_classes: number of classes that there must be.
     Returns:
         a Layout.
     Raises:
-        DataError: there are not two classes, the roles or the links of folders contradict each other, or a folder
+        DataError: there are too few classes, the roles or the links of folders contradict each other, or a folder
             cannot be read.
     """
     tree, notes = _Tree(excluded), []
@@ -82,17 +88,19 @@ def layout_of(data_dir, excluded=()):
     if TRAINING in roles:
         train = roles.pop(TRAINING)
         for role, folder in list(roles.items()):
-            if folder.loose and not set(folder.holding) & set(train.holding):  # unlabelled images, some in sub-folders
+            # Unlabelled images, some or all in a sub-folder, which loaders of other programs need (`test/unknown`).
+            if (folder.loose or len(folder.holding) == 1) and not set(folder.holding) & set(train.holding):
                 flat[os.path.relpath(roles.pop(role).path, root.path)] = role
         _note_unused(root, flat, others, notes)
     else:
         train = _classes_beside(root, roles, flat, others, notes)
-    if len(train.holding) < 2:
+    if len(train.holding) < least_classes:
         raise DataError(_too_few(train))
     for name in train.holding:
         if not name.isprintable():  # for example, it is not UTF-8
             raise DataError("%s has a sub-folder %r: give it a name of letters that can be shown"
                             % (_shown(train.path), name))
+    _check_classes(tree, train)
     _check_and_note_splits(roles, train, notes)
     _note_left_out([root, train, *roles.values()], train.holding, notes)
     _note_sub_folders(tree, train, notes)
@@ -102,8 +110,9 @@ def layout_of(data_dir, excluded=()):
 def files_under(path, excluded=()):
     """Lists the files under a folder, at any depth, sorted and without hidden files. For a file, returns [path].
 
-    Links to folders are followed, each folder is visited once. Pipes and devices are left out. Folders that are never
-    data (`excluded`, NEVER_DATA, the program's own, installations of Python) are left out unless `path` is one.
+    Links to folders are followed, each folder is visited once. Pipes, devices and heat maps are left out. Folders that
+    are never data (`excluded`, NEVER_DATA, the program's own, installations of Python) are left out unless `path` is
+    one.
 
     Raises:
         DataError: a folder cannot be read.
@@ -132,13 +141,14 @@ class _Tree:
                 if not self._is_never_data(entry.name, entry.path):
                     folders.append(entry.name)
             elif os.path.isfile(entry.path) or not os.path.exists(entry.path) if linked else entry.is_file():
-                if entry.name not in IGNORED:
+                if entry.name not in IGNORED and not _is_heat_map(entry.path):
                     files.append(entry.name)
         return folders, files
 
     def _is_never_data(self, name, path):
         return (name in NEVER_DATA or os.path.realpath(path) in self._excluded or
-                any(os.path.exists(os.path.join(path, file)) for file in ENVIRONMENT_FILES))
+                any(os.path.exists(os.path.join(path, file)) for file in ENVIRONMENT_FILES) or
+                any(all(os.path.exists(os.path.join(path, file)) for file in files) for files in WRITTEN))
 
     def files(self, folder):
         """Yields the paths of all files under a folder."""
@@ -169,6 +179,11 @@ class _Tree:
         holding = [name for name in folders if self.holds_images(os.path.join(path, name))]
         return _Folder(path, holding, [name for name in folders if name not in holding], self.has_images_directly(path),
                        [name for name in names if _leads_nowhere(os.path.join(path, name))])
+
+
+def _is_heat_map(path):
+    """Whether a file is a picture that mode=predict made of an image: `<name of the image>.png`."""
+    return path.endswith(".png") and _has_extension(path[:-len(".png")]) and is_heat_map(path)
 
 
 def _leads_nowhere(path):
@@ -225,12 +240,16 @@ def _descended(tree, data_dir, notes):
 def _role_names(names):
     """Returns {name: role} of those names of folders, in one folder, that stand for a role.
 
-    AFFIXES and years (`train2017`) do not count. Other words (`fruits_train`) do not count if there is a folder of
-    another role with the same words (`fruits_test`). `bullet_train` alone is a class.
+    AFFIXES, years (`train2017`) and leading numbers (`1_train`) do not count. Other words (`fruits_train`) do not count
+    if there is a folder of another role with the same words (`fruits_test`). `bullet_train` alone is a class.
     """
+    full = [SHORT_WORDS.get(name.casefold(), name.casefold()) for name in names]
+    if all(word in ROLE_WORDS for word in full):
+        return dict(zip(names, map(ROLE_WORDS.get, full)))
     parsed = {}
     for name in names:
         words = re.findall(r"[^\W\d_]+|\d+", name.casefold())
+        words = words[1:] if len(words) > 1 and words[0].isdigit() else words
         roles = [match.group(1) for match in map(ROLE_WORD.fullmatch, words) if match]
         rest = tuple(word for word in words
                      if not ROLE_WORD.fullmatch(word) and word not in AFFIXES and not re.fullmatch("(19|20)..", word))
@@ -328,6 +347,26 @@ def _note_unused(root, flat, others, notes):
     if others:
         notes.append("not used, for they are beside the training folder and not named as one for validation or test: %s"
                      % _listing(_paths(root, others)))
+
+
+def _check_classes(tree, train):
+    """Raises DataError where what would be classes are parts of a data set, or each has folders of roles in it."""
+    if any(tree.has_images_directly(os.path.join(train.path, name)) for name in train.holding):
+        return
+    inner = [tree.scan(os.path.join(train.path, name)).holding for name in train.holding]
+    if all(len(names) > 1 and len(_role_names(names)) == len(names) for names in inner):
+        raise DataError("%s has %s inside of each class: put the classes into these folders, as in %s"
+                        % (_shown(train.path), _listing(inner[0]),
+                           _shown(os.path.join(train.path, inner[0][0], train.holding[0]))))
+    shared = sorted(set(inner[0]).intersection(*inner))
+    if len(shared) < 2:
+        return
+    words = {re.sub(r"[\W\d_]+", "", name) for name in train.holding}
+    if len(words) == 1 and words != {""}:  # fold1, fold2, …
+        raise DataError(
+            "%s all have the sub-folders %s, which seem to be the classes: name the folders above them train, "
+            "validation and test, or set data_dir to one of them" % (_listing(_paths(train, train.holding)),
+                                                                     _listing(shared)))
 
 
 def _check_and_note_splits(roles, train, notes):

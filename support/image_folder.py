@@ -30,7 +30,7 @@ SUMMARIES = {ORIENTATION_UNKNOWN: "files with unreadable EXIF data, whose orient
 
 
 def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir="cache", pixel_range=None,
-                 truncated=False, excluded=()):
+                 truncated=False, excluded=(), least_classes=2):
     """Returns the images under a folder as a DataSet with uint8 images [N, image_size, image_size, 3].
 
     All images are decoded once into a cache on disk. Indexing the DataSet's images reads them from the cache.
@@ -46,11 +46,12 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
             `support.image_reading.range_of`.
         truncated: whether the readable part of truncated files is used.
         excluded: more folders that the program writes: they are never data.
+        least_classes: number of classes that there must be.
     Raises:
         DataError: there are no valid class folders, a class has no readable training image, or the test split is empty.
         UserError: the cache cannot be written or read, or the operating system cannot read an image file.
     """
-    layout = layout_of(data_dir, (cache_dir,) + tuple(excluded))
+    layout = layout_of(data_dir, (cache_dir,) + tuple(excluded), least_classes)
     side = stored_side(image_size, crop_area)
     digest = hashlib.sha256(repr((CACHE_VERSION, pixel_range and tuple(map(float, pixel_range)), truncated)).encode())
     for path, label, split in layout.files:
@@ -142,7 +143,8 @@ def options(config):
         return {}
     return dict(image_size=config.image_size, crop_area=config.crop_area, cache_dir=config.cache_dir,
                 pixel_range=None if config.pixel_range == "auto" else config.pixel_range,
-                truncated=config.truncated_images, excluded=(config.model_dir, config.log_dir, config.export_dir))
+                truncated=config.truncated_images, excluded=(config.model_dir, config.log_dir, config.export_dir),
+                least_classes=1 if config.mode == "evaluate" else 2)
 
 
 def joined(splits):

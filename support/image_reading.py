@@ -13,7 +13,7 @@ EARLIER_RANGES = ((0.0, 256.0), (0.0, 65536.0))  # of an image whose values are 
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE,
            6: Image.ROTATE_270, 7: Image.TRANSVERSE, 8: Image.ROTATE_90}
-EMPTY_EXIF = 32  # bytes; a longer block says something
+EMPTY_EXIF = 31  # bytes; a longer block has an entry
 ORIENTATION_UNKNOWN = "orientation unknown"
 CUT_OFF = "truncated"
 

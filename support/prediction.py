@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import itertools
+import json
 import math
 import os
 
@@ -47,6 +48,7 @@ def predict(choose, inference, arguments=(), **overrides):
     files = _files(config)
     heat_maps = _HeatMaps(config.heatmaps, files) if config.heatmaps else None
     if config.json:
+        _check_json(config.json)
         write_json(config.json, [], "json")  # now: an error after the work would lose it
     answers = []
     reading = _Reading(config, facts, directory.read_json("appearance.json") or {}, files)
@@ -105,11 +107,22 @@ def _files(config):
     if not config.images:
         raise UserError("mode=predict classifies images: name files or folders, images=a.png,folder/")
     written = (config.model_dir, config.log_dir, config.cache_dir, config.export_dir)
-    files = [file for path in expanded(config.images) for file in files_under(path, written)
-             if file == path or not is_heat_map(file)]  # those of earlier calls may be in the same folder
+    files = [file for path in expanded(config.images) for file in files_under(path, written)]
     if not files:
         raise UserError("there are no files in %s" % ", ".join(config.images))
     return files
+
+
+def _check_json(path):
+    """Raises UserError if writing the answers to a file would destroy an image or another file that is no JSON."""
+    if os.path.isfile(path) and os.path.getsize(path):
+        try:
+            with open(path, encoding="utf-8") as file:
+                answers = json.load(file)
+        except (OSError, ValueError):
+            answers = None
+        if not isinstance(answers, list):
+            raise UserError("json=%s is there and is no file of answers: give the name of a new file" % path)
 
 
 # What was read of a file: see `_Reading.read`; `notes` are lines for the user.
@@ -134,6 +147,9 @@ class _Reading:
         self.pixel_range = self.preparation["pixel_range"]
         if self.pixel_range is None and appearance and not config.handwriting:  # not for runs of earlier versions
             self.pixel_range, notes = range_of(files, config.truncated_images)
+            if self.pixel_range and config.pixel_range == "auto":
+                say("images with more than 8 bits: their values %g to %g, as found in these files, become black to "
+                    "white; pixel_range=%g,%g keeps this scale for others" % (self.pixel_range * 2))
             for note in notes:
                 say(note)
 

@@ -107,7 +107,7 @@ def look_up(weights, model_dir, network="custom"):
     in_model_dir = os.path.join(model_dir, weights)
     run = next((folder for folder in (in_model_dir, weights) if _is_run(folder)), None)
     checkpoint = re.sub(r"\.(index|data-\d+-of-\d+)$", "", weights)
-    if weights == "imagenet":
+    if weights == "imagenet" or weights.lower() == "imagenet" and not run and not os.path.exists(weights):
         _say_if_ambiguous("the weights that Keras publishes", in_model_dir, run)
         return _imagenet("densenet_121" if network == "custom" else network)
     if os.path.exists(checkpoint + ".index"):

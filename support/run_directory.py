@@ -105,10 +105,13 @@ class RunDirectory:
         if before is None:
             raise UserError("%s has checkpoints but no readable settings.json, so they cannot be told to fit: "
                             "put it back, or set run_name to another name" % self.path)
-        differing = _differences(before, self.settings)
-        if differing:
+        settings, data = _differences(before, self.settings)
+        if settings:
             raise UserError("%s holds a run with other settings (%s): give those to go on with it, or set run_name to "
-                            "another name" % (self.path, "; ".join(differing)))
+                            "another name" % (self.path, "; ".join(settings + data)))
+        if data:
+            raise UserError("%s holds a run on other data (%s): set run_name to another name to train on these, or "
+                            "mode=evaluate to test it on them" % (self.path, "; ".join(data)))
 
     def create(self):
         """Creates the directory where it is not there. Raises UserError if it cannot be created."""
@@ -209,22 +212,23 @@ def of_earlier_versions(recorded):
 
 
 def _differences(before, now):
-    """What differs between the settings.json of two runs, as parts of a sentence."""
+    """What differs between the settings.json of two runs, as parts of a sentence: (in settings, in the data)."""
     before, now = of_earlier_versions(before), of_earlier_versions(now)
     data, data_dir = ([found.pop(name, None) for found in (before, now)] for name in ("data", "data_dir"))
     differing = ["%s was %s, now %s" % (name, _shown(before.get(name)), _shown(now.get(name)))
                  for name in sorted(set(before) | set(now)) if before.get(name) != now.get(name)]
+    of_data = []
     if data[0] == data[1] or None not in data and same_data(*data):
-        return differing
+        return differing, of_data
     for name in sorted(set().union(*filter(None, data)) - {"crc32"}):  # the checksum itself tells nobody anything
         values = [_shown((facts or {}).get(name, "not recorded")) for facts in data]
         if values[0] != values[1]:
-            differing.append("%s: %s, now %s" % (FACTS.get(name, name), *values))
-    if not differing:
-        differing.append("the same number of images, but other images")
+            of_data.append("%s: %s, now %s" % (FACTS.get(name, name), *values))
+    if not differing and not of_data:
+        of_data.append("the same number of images, but other images")
     if None not in data_dir and data_dir[0] != data_dir[1]:
-        differing.append("data_dir was %s, now %s" % tuple(data_dir))
-    return differing
+        of_data.append("data_dir was %s, now %s" % tuple(data_dir))
+    return differing, of_data
 
 
 def _shown(value):

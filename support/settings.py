@@ -127,7 +127,8 @@ def boolean():
     def parse(given):
         if isinstance(given, bool):
             return given
-        return {"true": True, "false": False}[given.lower()]
+        return {"true": True, "yes": True, "on": True, "1": True,
+                "false": False, "no": False, "off": False, "0": False}[given.lower()]
     return Kind("True or False", parse)
 
 
@@ -158,7 +159,8 @@ def squashed(name):
 
 
 # Paths of other machines. pathlib makes s3:/bucket of s3://bucket.
-REMOTE = re.compile(r"[A-Za-z][\w.+-]+://|(s3|gs|hdfs|file|https?):/", re.IGNORECASE)
+REMOTE = re.compile(r"[A-Za-z][\w.+-]+://|(s3[an]?|gc?s|hdfs|dbfs|abfss?|wasbs?|adl|file|memory|https?):/",
+                    re.IGNORECASE)
 
 
 def paths():
@@ -288,6 +290,11 @@ def given_in(arguments, overrides, kinds, hints=None):
         if name != name.rstrip():  # "growth_k = 24" as one argument
             name, text = name.strip(), text.strip()
         name = name[2:] if name.startswith("--") else name
+        if not equals and re.match(r"(%s):." % "|".join(kinds), argument):
+            raise UserError("'%s' is not a setting: write %s" % (argument, argument.replace(":", "=", 1)))
+        if not equals and not argument.startswith("-") and given and re.match(r"[\d.]", argument):
+            raise UserError("'%s' is not a setting: write the parts of a value with commas between them, without spaces"
+                            % argument)
         if not equals:
             text = following if argument.startswith("-") and not re.match(r"-|.*=", following) else ""
             advice = _advice(name, text, kinds, hints or {}) or "write name=value, with quotes around spaces"
@@ -297,9 +304,10 @@ def given_in(arguments, overrides, kinds, hints=None):
     given.update(overrides)
     for name, value in given.items():
         if name not in kinds:
-            near = difflib.get_close_matches(name, kinds, n=3) or sorted(kinds)
-            advice = _advice(name, value, kinds, hints or {}) or "the nearest are " + ", ".join(near)
-            raise UserError("there is no setting '%s': %s (--help lists all)" % (name, advice))
+            near = difflib.get_close_matches(name, kinds, n=3)
+            advice = _advice(name, value, kinds, hints or {}) or near and "the nearest are " + ", ".join(near)
+            raise UserError("there is no setting '%s': %s" % (
+                name, "%s (--help lists all)" % advice if advice else "--help lists all"))
     return {name: check(name, value, kinds) for name, value in given.items()}
 
 
@@ -358,7 +366,8 @@ USUAL_VALUES = dict(
     piecewise="steps", cos="cosine", cosineannealing="cosine", exp="exponential", fixed="constant", avg="average",
     fp32="float32", fp16="float16", half="float16", bf16="bfloat16", test="evaluate", eval="evaluate", val="evaluate",
     validate="evaluate", infer="predict", inference="predict", classify="predict", fit="train", training="train",
-    save="export", freeze="export", imagefolder="folder", imagenet="folder")
+    save="export", freeze="export", imagefolder="folder", imagenet="folder", rmsprop="adam", adagrad="adam",
+    nadam="adam", radam="adam", lion="adam", lamb="adam")
 
 
 def check(name, value, kinds):

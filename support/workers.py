@@ -14,6 +14,7 @@ from support.heartbeat import Heartbeat
 from support.machine import cores
 from support.replicas import Replica, all_sum
 
+ROLES = ("chief", "master", "worker", "evaluator")  # in TF_CONFIG's cluster; the last does not train
 _GROUP = 1  # group number of collective operations, see support/replicas.py
 # The errors by which a session reports that another process has failed.
 OF_OTHERS = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError,
@@ -67,8 +68,9 @@ class Cluster:
         self.devices = devices or next((count for count in range(min(at_most, parts), 0, -1) if size % count == 0), 1)
         self.count = len(self.workers) * self.devices
         if self.batch_size % self.count:
-            raise UserError("batch_size=%d cannot be divided among %d devices: make it a multiple"
-                            % (batch_size, self.count))
+            raise UserError("batch_size=%d cannot be divided among %d devices%s: make it a multiple" % (
+                batch_size, self.count, "" if self.alone else " (%d workers with %d each, as all must have alike)"
+                % (len(self.workers), self.devices)))
         self._require(least, sync_batch_norm, self.batch_size < batch_size)
         self.share = slice(self.task * size, (self.task + 1) * size)
         self._kind = "gpu" if gpus else "cpu"
@@ -313,8 +315,8 @@ def workers_of(tf_config):
 
         {"cluster": {"chief": ["host:port"], "worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}
 
-    The chief, if there is one, is worker 0, and the others follow. Older services call it master. Other keys are
-    ignored. A process without others, or without a cluster, trains alone.
+    The chief, if there is one, is worker 0, and the others follow. Older services call it master. Keys besides cluster
+    and task are ignored. A process without others, or without a cluster, trains alone.
 
     Returns:
         (addresses of the workers, index of this one).
@@ -323,7 +325,10 @@ def workers_of(tf_config):
     """
     try:
         content = json.loads(tf_config) if tf_config.strip() else {}
-        cluster, task = content.get("cluster") or {}, content.get("task") or {}
+        cluster = {role.lower(): addresses for role, addresses in (content.get("cluster") or {}).items()}
+        task = dict(content.get("task") or {})
+        if "type" in task:
+            task["type"] = task["type"].lower()
         _refuse_other_roles(cluster, task)
         chiefs = [*(cluster.get("chief") or ()), *(cluster.get("master") or ())]
         workers = chiefs + [*(cluster.get("worker") or ())]
@@ -345,10 +350,14 @@ def workers_of(tf_config):
 
 
 def _refuse_other_roles(cluster, task):
-    """Raises UserError if TF_CONFIG has parameter servers, or gives this process a role without work."""
+    """Raises UserError if TF_CONFIG has roles that do not train here, or gives this process one."""
     if task.get("type") == "evaluator":
         raise UserError("TF_CONFIG makes this process an evaluator, which is not needed: do not start it, the first "
                         "worker reports the evaluation after each epoch")
     if cluster.get("ps") or task.get("type") == "ps":
         raise UserError("TF_CONFIG has parameter servers (ps), which are not used here: start none, and list all "
                         "machines that train under chief and worker")
+    unknown = sorted(role for role, addresses in cluster.items() if addresses and role not in ROLES)
+    if unknown:
+        raise UserError("TF_CONFIG has the role %s, which is not known here: list all machines that train under chief "
+                        "and worker" % unknown[0])

@@ -31,10 +31,10 @@ def test_measures_have_known_values():
 @pytest.mark.parametrize("image, part", [
     (255 - stroke(), "its background is lighter than that of all training images"),
     (stroke(top=11, left=12, height=6, width=3),
-     "what is drawn covers 21% of its side, in the training images 64 to 71%"),
+     "what is drawn is as long as 21% of the image's side, in the training images 64 to 71%"),
     (stroke(top=0, left=0, height=19, width=10), "what is drawn is not in the centre"),
-    (np.full([28, 28, 1], 255, np.uint8), "it is almost blank"),
-    (np.zeros([28, 28, 1], np.uint8), "it is almost blank"),
+    (np.full([28, 28, 1], 255, np.uint8), "it is almost blank: what is drawn may be too small, pale or transparent"),
+    (np.zeros([28, 28, 1], np.uint8), "it is almost blank: what is drawn may be too small, pale or transparent"),
 ])
 def test_handwriting_unlike_the_training_images_is_noticed(image, part):
     assert differences(image, TRAINING, handwritten=True) == [part]

@@ -146,6 +146,14 @@ def test_the_settings_of_training_may_be_repeated_in_every_mode():
         assert Densenet.choose(mode=mode, **dict(training, run_name="a")).mode == mode
 
 
+@pytest.mark.parametrize("change", [dict(pixel_range=(0, 4096)), dict(truncated_images=True)], ids=str)
+def test_what_is_for_image_files_is_refused_in_training_on_others(change):
+    with pytest.raises(UserError, match="^pixel_range and truncated_images are for image files, dataset=folder, not"):
+        Densenet.choose(**change)
+    assert Densenet.choose(mode="predict", images="a.png", **change)
+    assert Densenet.choose(dataset="folder", **change)
+
+
 def test_the_function_of_a_mode_sets_the_mode_and_refuses_another():
     config = Densenet.choose(caller="predict", images="a.png")
     assert config.mode == "predict" and Densenet.choose(**config.given).mode == "predict"

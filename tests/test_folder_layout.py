@@ -13,7 +13,9 @@ import pytest
 from support import folder_layout
 from support.file_reading import DataError
 from support.folder_layout import files_under, layout_of
+from support.pictures import heat_map
 
+HEAT_MAP = heat_map(np.zeros([2, 2, 3], np.uint8), np.ones([1, 1], np.float32), "cat", 0.5)
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
 
 # Spellings that people use. The fuzz takes any of one role; the module's tables are not read.
@@ -332,6 +334,48 @@ class Planted:
         self.split(os.path.join(self.data, self.spelled(self.pick(("validation", "test")))), names, "test")
         self.refused = [names[2]]
 
+    def unlabelled_in_a_folder(self):
+        self.drawn = True
+        names = self.new_names(4)
+        self.split(os.path.join(self.data, self.spelled("train")), names[:3], "train")
+        self.images(os.path.join(self.data, "test", names[3]))
+        self.said += [os.path.join(self.data, "test"), "mode=predict"]
+
+    def splits_in_classes(self):
+        for name in self.new_names(self.random.randint(2, 5)):
+            self.split(os.path.join(self.data, name), [self.spelled("train"), self.spelled("test")], "train")
+        self.refused = ["inside of each class"]
+
+    def folds(self):
+        names = self.new_names(self.random.randint(2, 5))
+        for number in range(1, 4):
+            self.split(os.path.join(self.data, "fold_%d" % number), names, "train")
+        self.refused = ["fold_1", names[0]]
+
+    def short_or_numbered_roles(self):
+        names = self.new_names(3)
+        train, test = self.pick((("tr", "te"), ("TRN", "TST"), ("1_train", "2_test"), ("01.Train", "02.Test"),
+                                 ("train", "te")))
+        self.split(os.path.join(self.data, train), names, "train")
+        self.split(os.path.join(self.data, test), names, "test")
+
+    def languages(self):
+        self.as_before = self.drawn = True
+        self.split(self.data, ["de", "en", "te", "tr"], "train")
+
+    def heat_maps_and_runs(self):
+        """What the program wrote under names that it is not told of now."""
+        self.drawn = True
+        names = self.new_names(3)
+        self.split(self.data, names, "train")
+        put(os.path.join(self.data, names[0], "1.png.png"), HEAT_MAP)
+        put(os.path.join(self.data, "seen", "1.png.png"), HEAT_MAP)
+        self.said += ["seen", "l", "m", "c"]
+        for folder, files in (("l/run", ("lock_of_logs", "x.png")), ("m/run", ("lock", "settings.json", "x.png")),
+                              ("c/run", ("pixels", "index.npz", "x.png"))):
+            for name in files:
+                put(os.path.join(self.data, folder, name))
+
     def a_folder_twice_by_a_link(self):
         names = self.new_names(3)
         if self.chance(0.5):
@@ -367,7 +411,8 @@ class Planted:
 
     KINDS = (roles, roles, roles, roles, classes, classes, classes_of_sub_folders, unlabelled_test, classes_beside_test,
              class_with_the_name_of_a_role, shared_words, many_classes, one_class, no_class_folders, a_role_twice,
-             an_unknown_class, a_folder_twice_by_a_link, a_loop, test_without_train, an_unprintable_name)
+             an_unknown_class, a_folder_twice_by_a_link, a_loop, test_without_train, an_unprintable_name,
+             unlabelled_in_a_folder, splits_in_classes, folds, short_or_numbered_roles, languages, heat_maps_and_runs)
 
 
 def check(planted):

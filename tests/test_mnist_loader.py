@@ -179,7 +179,7 @@ def write_set(folder, names, train_labels=(3, 1, 4, 1, 5, 0, 9, 2, 6, 7, 8), tes
 @pytest.mark.parametrize("pattern", [
     "mnist/{dots}", "mnist/{dots}.gz", "{dots}", "mnist/{upper}.GZ", "mnist/{underscores}", "{dashes}/{dashes}",
     "{dots}/{dots}", "mnist/{dots}/{dots}", "mnist/{dashes}/{dots}", "mnist/{dashes}.gz/{dashes}", "Mnist/{dashes}.gz",
-    "MNIST/raw/{dashes}", "mnist/MNIST/raw/{dashes}.gz", "raw/{dashes}", "raw/MNIST/raw/{dashes}"])
+    "archive/{dashes}", "MNIST/raw/{dashes}", "mnist/MNIST/raw/{dashes}.gz", "raw/{dashes}", "raw/MNIST/raw/{dashes}"])
 def test_files_are_found_in_other_forms_and_places(tmp_path, pattern):
     names = [pattern.format(dashes=name, dots=name.replace("-idx", ".idx"), upper=name.upper(),
                             underscores=name.replace("-", "_")) for name in DASHES]
@@ -226,6 +226,14 @@ def test_what_lies_there_in_another_form_is_named(tmp_path, name):
         sentence = str(caught.value).split("; not used: ")[1]
         assert sentence.startswith(os.path.join(str(data_dir / folder), name.split("/")[0]) + " (")
         assert "fashion" not in sentence and "notes" not in sentence and "\n" not in sentence
+
+
+def test_files_in_another_folder_are_named(tmp_path):
+    write_set(tmp_path / "downloaded", DASHES)
+    (tmp_path / "pets").mkdir()
+    with pytest.raises(download.Unavailable) as caught:
+        mnist_loader.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+    assert "; not used: %s" % (tmp_path / "downloaded" / DASHES[2]) in str(caught.value)
 
 
 def test_the_missing_one_of_four_files_is_named_alone(tmp_path):

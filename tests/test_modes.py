@@ -131,7 +131,7 @@ def test_other_data_are_evaluated_and_marked(run, capsys):
     assert "on other data than the run's: accuracy " in output
     assert read("model/mnist-mine/evaluation_of_other.json") == content
     assert read("model/mnist-mine/evaluation.json") == before
-    with pytest.raises(UserError, match="holds a run with other settings .*test images: 45, now 330"):
+    with pytest.raises(UserError, match="holds a run on other data .*test images: 45, now 330"):
         Densenet.train(**dict(TINY, total_epochs=3, run_name=run["run_name"], data_dir="other"))
 
 
@@ -156,7 +156,7 @@ def test_a_run_on_a_folder_remembers_it_and_may_get_more_images(pets, shapes, ca
     content = Densenet.evaluate(**pets)
     assert content["images"] == tested + 1
     assert "%d images are evaluated, " % (tested + 1) in capsys.readouterr().out
-    with pytest.raises(UserError, match="other settings .*images: .*, now "):
+    with pytest.raises(UserError, match="a run on other data .*images: .*, now .*mode=evaluate"):
         Densenet.train(**dict(TINY_FOLDER, data_dir="pets", total_epochs=1, **pets))
 
 

@@ -94,7 +94,7 @@ def test_an_image_unlike_the_training_images_is_pointed_out(run, capsys):  # noq
     Image.fromarray(np.zeros([28, 28], np.uint8)).save("black.png")
     answers = Densenet.predict(images=["page.png", "black.png"], **run)
     assert answers[0]["unlike"] == ["its background is lighter than that of all training images"]
-    assert answers[1]["unlike"] == ["it is almost blank"]
+    assert answers[1]["unlike"] == ["it is almost blank: what is drawn may be too small, pale or transparent"]
     output = capsys.readouterr().out
     assert "page.png  unlike the training images: its background is lighter" in output
     assert output.count("handwriting=True makes each image as MNIST's were made") == 1
@@ -193,6 +193,21 @@ def test_heat_maps_of_images_of_one_name_have_names_of_their_own(run, capsys):  
     assert all(is_heat_map(answer["heatmap"]) for answer in answers)
     assert read("a.json") == answers and "heat maps of 4 images: maps" in capsys.readouterr().out
     assert not [name for _, _, names in os.walk("maps") for name in names if not name.endswith(".png")]
+
+
+@MNIST
+@pytest.mark.parametrize("name,content", [("a.png", None), ("package.json", b'{"mine": 1}'), ("notes", b"mine")])
+def test_answers_replace_no_other_file(run, name, content):  # noqa: F811
+    Image.new("L", (28, 28)).save("a.png")
+    if content:
+        with open(name, "wb") as file:
+            file.write(content)
+    with open(name, "rb") as file:
+        before = file.read()
+    with pytest.raises(UserError, match="^json=%s is there and is no file of answers: give the name of a new" % name):
+        Densenet.predict(images="a.png", json=name, **run)
+    with open(name, "rb") as file:
+        assert file.read() == before
 
 
 @MNIST

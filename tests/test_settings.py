@@ -60,7 +60,7 @@ def test_overrides(module):
 @pytest.mark.parametrize("argument", [
     "rate=1.5", "rate=-0.1", "rate=nan", "rate=inf", "rate=", "rate=abc", "rate=None", "count=0", "count=11",
     "count=2.5", "count=abc", "count=1e1", "count=" + "9" * 5000, "layers=", "layers=1,,2", "layers=0",
-    "layers=1,2,3,4", "loud=1", "loud=", "kind=sgd", "kind=", "folder=", "folder=a\0b", "name=a/b", "name=..",
+    "layers=1,2,3,4", "loud=2", "loud=", "kind=sgd", "kind=", "folder=", "folder=a\0b", "name=a/b", "name=..",
     "name=.x", "share=1.0", "share=1.5", "share=0.0", "share=10", "share=-1", "count=None",
     "name=a\n", "name=" + "a" * 201, "name=" + "空" * 100, "folder=a[b", "folder=*", "folder=a?", "answers=a\0",
     "files=a,\0", "files=,", "range=", "range=1", "range=1,2,3", "range=2,1", "range=1,1", "range=nan,1", "range=0,inf",
@@ -89,10 +89,25 @@ def test_home_folders_and_numpy_integers_are_accepted(module):
 def test_unknown_names(module):
     with pytest.raises(UserError, match="no setting 'layer': the nearest are layers"):
         given(module, ["layer=3"])
-    with pytest.raises(UserError, match="the nearest are answers, count, files, folder, kind"):
+    with pytest.raises(UserError, match="^there is no setting 'zzzz': --help lists all$"):
         given(module, ["zzzz=3"])
     with pytest.raises(UserError, match="^'noise' is not a setting: write name=value"):
         given(module, ["noise"])
+
+
+@pytest.mark.parametrize("arguments,sentence", [
+    (["count:7"], "^'count:7' is not a setting: write count=7$"),
+    (["layers=4", "5", "6"], "^'5' is not a setting: write the parts of a value with commas between them, without"),
+])
+def test_other_ways_to_write_values_are_understood(module, arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        given(module, arguments)
+
+
+@pytest.mark.parametrize("text,value", [("yes", True), ("ON", True), ("1", True), ("No", False), ("off", False),
+                                        ("0", False)])
+def test_usual_words_for_true_and_false_are_understood(module, text, value):
+    assert given(module, ["loud=" + text]) == {"loud": value}
 
 
 def test_help_has_names_values_meanings_and_ranges(module):

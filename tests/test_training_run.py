@@ -216,7 +216,7 @@ def test_another_run_in_the_directory_is_refused(tiny_mnist, folder):
     shutil.copytree(tiny_mnist, other)
     for train in glob.glob(os.path.join(other, "mnist", "train-*")):
         shutil.copy(train.replace(other, tiny_mnist).replace("train", "t10k"), train)
-    with pytest.raises(UserError, match="other settings .*training images: 300, now 40"):
+    with pytest.raises(UserError, match="other settings .*validation_size was 30.*training images: 300, now 40"):
         Densenet.train(**dict(options, data_dir=other, validation_size=5, batch_size=5))
     assert_equal_weights(before, weights_of("model/mine", 6))
 

@@ -232,6 +232,7 @@ def config_of(cluster, kind="worker", index=0, **others):
     (config_of({"master": ["c:1"], "worker": ["a:1"]}, "master", "0"), ["c:1", "a:1"], 0),
     (config_of({"chief": ["c:1"], "worker": ["a:1"], "ps": [], "evaluator": ["e:1"]}, "worker", 0, environment="cloud",
                job={"scale_tier": "CUSTOM"}, rpc_layer="grpc"), ["c:1", "a:1"], 1),
+    (config_of({"Chief": ["c:1"], "WORKER": ["a:1"]}, "Worker", 0), ["c:1", "a:1"], 1),
 ])
 def test_chief_and_workers_are_numbered_from_the_chief(text, workers, task):
     assert workers_of(text) == (workers, task)
@@ -269,6 +270,8 @@ def test_an_invalid_cluster_description_is_refused(text):
     (config_of({}, "evaluator"), "an evaluator, which is not needed: do not start it"),
     (config_of({"chief": ["a:1"], "ps": ["b:1"]}, "chief"), r"parameter servers \(ps\), .*: start none"),
     (config_of({"worker": ["a:1"], "ps": ["b:1"]}, "ps"), r"parameter servers \(ps\), .*: start none"),
+    (config_of({"workerpool0": ["a:1"], "workerpool1": ["b:1"]}, "workerpool1"),
+     "the role workerpool0, which is not known here: list all machines that train under chief and worker"),
 ])
 def test_roles_without_work_get_one_sentence(text, sentence):
     with pytest.raises(UserError, match=sentence):
