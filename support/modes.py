@@ -216,7 +216,7 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     directory.create()
     write_reuse_picture(directory, reuse)
     if directory.read_json(file) not in (None, content):
-        directory.keep_json(file)
+        directory.keep(file)
     directory.write_json(file, content)
     say("%s %s, loss %.4f, of %s (%s)" % (
         "test" if is_own else "on other data than the run's:", evaluation.accuracies(balanced_is_asked_for(config)),

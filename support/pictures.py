@@ -224,7 +224,7 @@ def write_reuse_picture(directory, reuse):
             with open(path, "rb") as file:
                 if file.read() == png:
                     return
-            directory.keep_json(REUSE_FILE)
+            directory.keep(REUSE_FILE)
         replace_file(path, lambda file: file.write(png))
     except OSError as error:
         raise UserError("cannot write %s (%s): make room there" % (path, error.strerror)) from None

@@ -145,8 +145,8 @@ class RunDirectory:
         except OSError as error:
             raise UserError("cannot write %s (%s): make room there" % (path, error.strerror)) from None
 
-    def keep_json(self, name):
-        """Renames a JSON file before it is replaced: result.json to result-1.json, the next one to result-2.json, …"""
+    def keep(self, name):
+        """Renames a file before it is replaced: result.json to result-1.json, the next one to result-2.json, …"""
         path = os.path.join(self.path, name)
         base, extension = os.path.splitext(path)
         number = 1

@@ -257,7 +257,7 @@ class TrainingRun:
                 % (config.best_by, len(self.data.validation)))
         self._curves = Curves(os.path.join(self._folder, "curves.csv"), step)
         self._logs.open(step, sess.graph, dict(self._settings, total_epochs=config.total_epochs))
-        self._directory.keep_json("result.json")  # of fewer epochs, where the run goes on
+        self._directory.keep("result.json")  # of fewer epochs, where the run goes on
 
     def _record_images(self):
         """Writes what the other modes compare images with: what the training images look like, and which they were."""
@@ -340,7 +340,8 @@ class TrainingRun:
         number = self._stop_signal(stop)
         if number:
             self.cluster.leave(sess)
-            raise Stopped(number, "stopped and saved at step %d of %d: the same command goes on from there"
+            raise Stopped(number, "stopped after the run was finished" if self.result else
+                          "stopped and saved at step %d of %d: the same command goes on from there"
                           % (step, self.total_steps))
 
     def _stop_signal(self, stop):
@@ -401,7 +402,11 @@ class TrainingRun:
         self.cluster.copy_from_chief(sess)
 
     def finish(self, sess, step, evaluation):
-        """Writes and prints the result of the test after the last step, and sets `result`."""
+        """Writes and prints the result of the test after the last step, and sets `result`.
+
+        Raises:
+            Stopped: a signal came during the test.
+        """
         if self.cluster.is_chief:
             self.evaluated(sess, "test", step, evaluation)
             self._logs.reuse(step, feature_reuse(kernels_of(sess), self.config.blocks, self.config.growth_k,
@@ -437,6 +442,8 @@ class TrainingRun:
                     "augmentation, or the disk of cache_dir," if self.config.dataset == "folder" else "augmentation"))
             self._logs.end(step)
             self._logs.stop_if_it_cannot_write()
+            if self.cluster.alone:  # else a script that trains several runs would go on
+                self.end_if_asked(sess, step, stop=0)
 
     def _begin_epoch(self):
         self._epoch = [0.0, 0.0, 0]  # as _point, of the epoch

@@ -69,10 +69,10 @@ def test_checkpoints_are_found_by_file_name_newest_first(tmp_path):
 
 def test_results_are_kept(tmp_path):
     with RunDirectory(str(tmp_path), {}) as directory:
-        directory.keep_json("result.json")
+        directory.keep("result.json")
         for number in range(3):
             directory.write_json("result.json", {"number": number})
-            directory.keep_json("result.json")
+            directory.keep("result.json")
         assert [directory.read_json("result-%d.json" % i)["number"] for i in (1, 2, 3)] == [0, 1, 2]
         assert directory.read_json("result.json") is None
 

@@ -18,12 +18,23 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 import test_cifar10
-from helpers import TINY, arguments_for, assert_equal_weights, curves, program, read, wait_for, weights_of
+from helpers import (
+    TINY,
+    arguments_for,
+    assert_equal_weights,
+    curves,
+    default_signals,
+    program,
+    read,
+    wait_for,
+    weights_of,
+)
 from test_evaluation import from_matrix
 
 import cifar10
 import Densenet
 from support import UserError
+from support.interruption import Stopped
 from support.training_run import TrainingRun
 
 
@@ -267,6 +278,19 @@ def test_a_signal_saves_and_a_second_process_is_refused(tiny_mnist, folder, numb
     assert "stopped and saved at step" in error and "Traceback" not in error
     step = int(error.partition("stopped and saved at step ")[2].split()[0])
     assert weights_of("model/mine", step)["global_step"] == step
+
+
+def test_a_signal_during_the_last_test_counts_once_the_run_is_finished(tiny_mnist, folder, monkeypatch):
+    finish = TrainingRun.finish
+
+    def interrupted(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        finish(self, *arguments)
+
+    monkeypatch.setattr(TrainingRun, "finish", interrupted)
+    with default_signals(), pytest.raises(Stopped, match="^stopped after the run was finished$") as caught:
+        Densenet.train(data_dir=tiny_mnist, run_name="mine", **dict(TINY, total_epochs=1))
+    assert caught.value.signal_number == signal.SIGTERM and read("model/mine/result.json")["steps"] == 6
 
 
 @pytest.mark.once
