@@ -14,8 +14,8 @@ Shapes in comments: N images of a batch, H rows, W columns, C channels, k growth
 
 import contextlib
 import functools
-import itertools
 import inspect
+import itertools
 import math
 import signal
 import sys

@@ -114,7 +114,7 @@ def _files(config):
 
 
 def _check_json(path):
-    """Raises UserError if writing the answers to a file would destroy an image or another file that is no JSON."""
+    """Raises UserError if writing the answers to a file would destroy an image, or another file that has none."""
     if os.path.isfile(path) and os.path.getsize(path):
         try:
             with open(path, encoding="utf-8") as file:
