@@ -75,8 +75,8 @@ scaling: number(0.0, 1.0) = 0.0  # each axis grows or shrinks by a factor of at 
 shear: number(0.0, 45.0) = 0.0  # degrees by which vertical lines are inclined, in either direction
 elastic: number(0.0, 8.0) = 0.0  # pixels, standard deviation of a smooth random displacement
 flip: boolean() = by_dataset(False, cifar=True, folder=True)  # left to right
-alternate_flip: boolean() = False  # mirror each image in every second epoch, instead of at random
-cutout: integer(0, 64) = by_dataset(0, cifar=12)  # side in pixels of a square that is hidden at a random place
+alternate_flip: boolean() = by_dataset(False, cifar=True)  # mirror each image in every second epoch, instead of at random
+cutout: integer(0, 64) = by_dataset(0, cifar=8)  # side in pixels of a square that is hidden at a random place
 pixel_range: pair_or_auto() = "auto"  # values that become black and white in images of more than 8 bits per channel
 truncated_images: boolean() = False  # use the readable part of truncated image files instead of skipping them
 flip_average: boolean() = by_dataset(False, cifar=True, folder=True)  # test: average logits with the mirror image
@@ -84,14 +84,14 @@ shift_average: integer(0, 8) = by_dataset(0, cifar=1)  # test: average logits ov
 
 # Network
 network: one_of(("custom",) + tuple(NETWORKS)) = "custom"  # custom: as blocks to stem_channels say, below
-blocks: integers(1, 256, most=8) = by_dataset((4, 4, 4), cifar=(1, 2, 2), folder=(2, 4, 4))  # layers per dense block
-growth_k: integer(1, 512) = by_dataset(12, cifar=160, folder=32)  # growth rate k: feature maps that each layer adds
-bottleneck: boolean() = by_dataset(True, cifar=False, folder=False)  # a 1x1 convolution to 4k before each 3x3 one
+blocks: integers(1, 256, most=8) = by_dataset((4, 4, 4), cifar=(2, 4, 4), folder=(2, 4, 4))  # layers per dense block
+growth_k: integer(1, 512) = by_dataset(12, cifar=48, folder=32)  # growth rate k: feature maps that each layer adds
+bottleneck: boolean() = by_dataset(True, folder=False)  # a 1x1 convolution to 4k before each 3x3 one
 compression: number(0.01, 1.0) = 0.5  # share of its channels that a transition keeps, the paper's θ
 transition_channels: integer(0, 65536) = 0  # channels of every transition; 0: by compression
-transition_pooling: one_of(("average", "max")) = by_dataset("average", cifar="max")  # the paper's: average
+transition_pooling: one_of(("average", "max")) = "average"  # the paper's: average
 stem: one_of(tuple(STEMS)) = by_dataset("3x3+pool", folder="7x7s2+pool")  # convolution before the first block
-stem_channels: integer(0, 4096) = by_dataset(16, cifar=64, folder=0)  # output channels of the stem; 0: 2k
+stem_channels: integer(0, 4096) = by_dataset(16, cifar=0, folder=0)  # output channels of the stem; 0: 2k
 dropout_rate: number(0.0, 0.95) = 0.0  # share of activations zeroed after each convolution but the first
 norm_epsilon: number(1e-5, 0.1) = 1e-3  # ε of batch normalization, added to the variance
 
@@ -108,11 +108,11 @@ warmup: number(0.0, 0.9) = by_dataset(0.02, cifar=0.2, folder=0.2)  # share of t
 epsilon: number(1e-12, 1.0) = 1e-8  # Adam's, added to the denominator
 weight_decay: number(0.0, 1.0) = by_dataset(0.0, cifar=0.1, folder=0.1)  # Adam: decoupled (AdamW); momentum: L2
 label_smoothing: number(0.0, 0.9) = by_dataset(0.0, cifar=0.1, folder=0.1)  # share of a label spread over all classes
-ema_decay: number(0.0, 0.99999) = by_dataset(0.999, digits=0.0, cifar=0.0, folder=0.0)  # 0: weights are not averaged
+ema_decay: number(0.0, 0.99999) = by_dataset(0.999, digits=0.0, folder=0.0)  # 0: weights are not averaged
 class_weights: one_of(("none", "balanced")) = "none"  # balanced: the loss counts each class alike, however many images
 best_by: one_of(("accuracy", "balanced_accuracy", "loss")) = "accuracy"  # on validation: chooses the best weights
 batch_size: integer(1, 65536) = by_dataset(100, digits=50, cifar=128, folder=32)  # images in a step, of all devices
-total_epochs: integer(1, 100000) = by_dataset(13, digits=30, cifar=46, folder=30)  # raise it to extend a finished run
+total_epochs: integer(1, 100000) = by_dataset(13, digits=30, cifar=42, folder=30)  # raise it to extend a finished run
 # auto: bfloat16 where the processor multiplies it itself, else float32; a run keeps what it began with.
 precision: one_of(("auto",) + PRECISIONS) = by_dataset("float32", cifar="auto", folder="auto")  # auto: bfloat16 if fast
 memory_efficient: boolean() = False  # recompute activations in the backward pass to save memory

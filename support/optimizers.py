@@ -10,12 +10,13 @@ RECIPES = {
     # The recipe of the paper's section 4.2
     "momentum": dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, label_smoothing=0.0,
                      flip_average=False, shift_average=0, batch_size=64, total_epochs=300, precision="float32",
-                     ema_decay=0.0),
+                     ema_decay=0.0, alternate_flip=False),
 }
 
 
 # What a run that starts from `weights` brings, by its optimizer.
-_FEW_IMAGES = dict(schedule="cosine", warmup=0.1, head_rate=3.0, batch_size=16, total_epochs=15, ema_decay=0.0)
+_FEW_IMAGES = dict(schedule="cosine", warmup=0.1, head_rate=3.0, batch_size=16, total_epochs=15, ema_decay=0.0,
+                   alternate_flip=False)
 FINE_TUNING = {
     "adam": dict(_FEW_IMAGES, init_learning_rate=1e-3),
     "sgd": dict(_FEW_IMAGES, init_learning_rate=0.005),

@@ -39,8 +39,8 @@ def test_the_defaults_match_a_named_network():
     config, named = Densenet.choose(), Densenet.choose(network="densenet_bc_28_12")
     for name in NETWORKS["densenet_bc_28_12"]:
         assert getattr(config, name) == getattr(named, name), name
-    config, named = Densenet.choose(dataset="cifar10"), Densenet.choose(dataset="cifar10", network="densenet_cifar")
-    for name in NETWORKS["densenet_cifar"]:
+    config, named = Densenet.choose(dataset="cifar10"), Densenet.choose(dataset="cifar10", network="densenet_bc_24_48")
+    for name in NETWORKS["densenet_bc_24_48"]:
         assert getattr(config, name) == getattr(named, name), name
 
 
@@ -65,7 +65,7 @@ def test_an_edited_constant_changes_the_run_name(monkeypatch):
 
 @pytest.mark.parametrize("name, value, run_name", [
     ("growth_k", by_dataset(8, cifar=9), "cifar10-growth_k=9"), ("epsilon", 1e-4, "cifar10-epsilon=0.0001"),
-    ("growth_k", by_dataset(8, cifar=160), "cifar10"), ("optimizer", "momentum", "cifar10-optimizer=momentum"),
+    ("growth_k", by_dataset(8, cifar=48), "cifar10"), ("optimizer", "momentum", "cifar10-optimizer=momentum"),
     ("total_epochs", 7, "cifar10"), ("log_dir", "elsewhere", "cifar10")])
 def test_an_edit_affects_only_data_sets_whose_value_changes(monkeypatch, name, value, run_name):
     monkeypatch.setattr(Densenet, name, value)
