@@ -18,6 +18,7 @@ from support.image_reading import read_image
 from support.modes import preparation_of
 from support.pictures import is_heat_map
 from support.prefetch import mapped_by_threads
+from support.weight_average import averages_first
 
 
 @ALL
@@ -169,10 +170,12 @@ def test_heat_maps_show_the_map_of_the_first_class(run, monkeypatch):  # noqa: F
     with tf.Graph().as_default(), tf.Session() as sess:
         images = tf.placeholder(tf.float32, [None] + facts["image_shape"])
         features = Densenet.inference(images, config, len(names)).features
-        tf.train.Saver().restore(sess, checkpoint)
+        sources = averages_first(reader.get_variable_to_shape_map())
+        tf.train.Saver({sources[variable.op.name]: variable for variable in tf.global_variables()}).restore(
+            sess, checkpoint)
         mean, deviation = (reader.get_tensor("normalization/" + name) for name in ("mean", "deviation"))
         features = sess.run(features, {images: color_preprocessing(pixels, mean, deviation)}).astype(np.float64)
-    kernel = reader.get_tensor("linear/kernel").astype(np.float64)
+    kernel = reader.get_tensor(sources["linear/kernel"]).astype(np.float64)
     for found, (_, class_map, name, _) in zip(features, drawn):
         expected = found @ kernel[:, names.index(name)]
         np.testing.assert_allclose(class_map, expected, atol=0.03 * np.abs(expected).max())  # bfloat16 in one run
