@@ -75,7 +75,7 @@ scaling: number(0.0, 1.0) = 0.0  # each axis grows or shrinks by a factor of at 
 shear: number(0.0, 45.0) = 0.0  # degrees by which vertical lines are inclined, in either direction
 elastic: number(0.0, 8.0) = 0.0  # pixels, standard deviation of a smooth random displacement
 flip: boolean() = by_dataset(False, cifar=True, folder=True)  # left to right
-alternate_flip: boolean() = by_dataset(False, cifar=True)  # mirror each image in every second epoch, instead of at random
+alternate_flip: boolean() = by_dataset(False, cifar=True)  # mirror images in every second epoch, not at random
 cutout: integer(0, 64) = by_dataset(0, cifar=8)  # side in pixels of a square that is hidden at a random place
 pixel_range: pair_or_auto() = "auto"  # values that become black and white in images of more than 8 bits per channel
 truncated_images: boolean() = False  # use the readable part of truncated image files instead of skipping them
