@@ -141,7 +141,7 @@ class _Tree:
                 if not self._is_never_data(entry.name, entry.path):
                     folders.append(entry.name)
             elif os.path.isfile(entry.path) or not os.path.exists(entry.path) if linked else entry.is_file():
-                if entry.name not in IGNORED and not _is_heat_map(entry.path):
+                if entry.name not in IGNORED and not entry.name.endswith(".lock") and not _is_heat_map(entry.path):
                     files.append(entry.name)
         return folders, files
 

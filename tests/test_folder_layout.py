@@ -375,6 +375,7 @@ class Planted:
                               ("c/run", ("pixels", "index.npz", "x.png"))):
             for name in files:
                 put(os.path.join(self.data, folder, name))
+        put(os.path.join(self.data, "c", "run.lock"), b"")
 
     def a_folder_twice_by_a_link(self):
         names = self.new_names(3)
