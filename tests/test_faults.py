@@ -51,7 +51,7 @@ def long(request):
 @pytest.mark.campaign
 def test_a_killed_run_resumes_exactly(tiny_mnist, folder, long):
     """After kills at random moments, some during a save, the run ends with the weights of an uninterrupted run."""
-    kills, inside_saves = (100, 30) if long else (2, 1)
+    kills, inside_saves = (100, 30) if long else (3, 1)
     epochs = 2 * kills + 3
     whole = Densenet.train(arguments_for(tiny_mnist, "whole", total_epochs=epochs, **SLOW))
     command = arguments_for(tiny_mnist, "killed", total_epochs=epochs, checkpoint_minutes=0.002, **SLOW)
