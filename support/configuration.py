@@ -161,12 +161,8 @@ def choose(module, arguments=(), caller=None, **overrides):
     origins = {name: source for name, (_, source) in brought.items() if name not in own}
     origins.update(dict.fromkeys(given, "given"))
 
-    if dataset != "folder" and ("image_size" in own or own.get("crop_area", 1.0) != 1.0):
-        raise UserError("image_size and crop_area belong to dataset=folder, not to %s: leave them out" % dataset)
-    if dataset != "folder" and mode == "train" and (
-            given.get("pixel_range", "auto") != "auto" or given.get("truncated_images")):
-        raise UserError("pixel_range and truncated_images are for image files, dataset=folder, not for %s: leave them "
-                        "out" % dataset)
+    if dataset != "folder":
+        _check_no_folder_settings(own, given, dataset, mode)
     identifying = [name for name in module.IDENTIFYING if dataset == "folder" or name not in FOLDER_ONLY]
     identities = {"weights": start.identity if start else ""}
     changed = ["%s=%s" % (name, settings.shown(identities.get(name, values[name]))) for name in identifying
@@ -213,6 +209,20 @@ def _check_mode(given, mode, caller):
         if given.get(name) and mode not in modes:  # an empty value asks for nothing
             raise UserError("%s belongs to mode=%s, not to mode=%s: leave it out, as %s"
                             % (name, ", ".join(modes), mode, instead))
+
+
+def _check_no_folder_settings(own, given, dataset, mode):
+    """Raises UserError if what only image files need is set for another data set.
+
+    Args:
+        own: {name: value} of the given and edited settings.
+        given, dataset, mode: as in `choose`. Prediction reads image files with every run.
+    """
+    if "image_size" in own or own.get("crop_area", 1.0) != 1.0:
+        raise UserError("image_size and crop_area belong to dataset=folder, not to %s: leave them out" % dataset)
+    if mode == "train" and (given.get("pixel_range", "auto") != "auto" or given.get("truncated_images")):
+        raise UserError("pixel_range and truncated_images are for image files, dataset=folder, not for %s: leave them "
+                        "out" % dataset)
 
 
 def _name_of_folder(data_dir):

@@ -2,8 +2,7 @@
 
 The gradient of the kernel is a sum over images and pixels. oneDNN's kernel for it adds up one row of pixels at a time,
 which fills a processor's matrix unit badly where a row has few pixels: with AMX, maps of 3x3 pixels run at a tenth of
-the speed of the convolution itself. As one matrix product over all images and pixels it takes a half to a sixth of the
-time (docs/performance.md).
+the speed of the convolution itself. One matrix product over all images and pixels is faster (docs/performance.md).
 """
 
 import tensorflow.compat.v1 as tf

@@ -351,9 +351,9 @@ def _note_unused(root, flat, others, notes):
 
 def _check_classes(tree, train):
     """Raises DataError where what would be classes are parts of a data set, or each has folders of roles in it."""
-    if any(tree.has_images_directly(os.path.join(train.path, name)) for name in train.holding):
+    if len(train.holding) < 2 or any(tree.has_images_directly(path) for path in _paths(train, train.holding)):
         return
-    inner = [tree.scan(os.path.join(train.path, name)).holding for name in train.holding]
+    inner = [tree.scan(path).holding for path in _paths(train, train.holding)]
     if all(len(names) > 1 and len(_role_names(names)) == len(names) for names in inner):
         raise DataError("%s has %s inside of each class: put the classes into these folders, as in %s"
                         % (_shown(train.path), _listing(inner[0]),
