@@ -51,7 +51,7 @@ def long(request):
 @pytest.mark.campaign
 def test_a_killed_run_resumes_exactly(tiny_mnist, folder, long):
     """After kills at random moments, some during a save, the run ends with the weights of an uninterrupted run."""
-    kills, inside_saves = (100, 30) if long else (3, 1)
+    kills, inside_saves = (100, 30) if long else (2, 1)
     epochs = 2 * kills + 3
     whole = Densenet.train(arguments_for(tiny_mnist, "whole", total_epochs=epochs, **SLOW))
     command = arguments_for(tiny_mnist, "killed", total_epochs=epochs, checkpoint_minutes=0.002, **SLOW)
@@ -284,7 +284,7 @@ def limited(arguments, size):
 
 
 @pytest.mark.parametrize("size", [  # 4: less than the lock file
-    pytest.param(4, marks=pytest.mark.campaign), 2000, pytest.param(20000, marks=pytest.mark.long)])
+    pytest.param(4, marks=pytest.mark.long), 2000, pytest.param(20000, marks=pytest.mark.long)])
 @pytest.mark.once
 def test_a_run_resumes_exactly_after_a_full_disk(tiny_mnist, folder, finished, size):
     """The run ends with one sentence and status 1, and earlier checkpoints stay intact."""

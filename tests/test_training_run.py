@@ -262,8 +262,8 @@ def test_a_checkpoint_that_cannot_be_saved_is_reported(tiny_mnist, folder, monke
 
 
 @pytest.mark.parametrize("number", [
-    signal.SIGINT] + [pytest.param(number, marks=pytest.mark.once)
-                      for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)])
+    signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.once),
+    pytest.param(signal.SIGHUP, marks=pytest.mark.long), pytest.param(signal.SIGUSR1, marks=pytest.mark.once)])
 def test_a_signal_saves_and_a_second_process_is_refused(tiny_mnist, folder, number):
     command = arguments_for(tiny_mnist, "mine", total_epochs=1000)
     process = program(command)

@@ -433,9 +433,9 @@ def test_two_workers_match_one_process(tiny_mnist, trained_alone, folder, device
     assert_near(first, expected)
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 @pytest.mark.parametrize("number,lost", [
-    (signal.SIGKILL, 0), pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.once),
+    (signal.SIGKILL, 0), (signal.SIGSTOP, 1),
     pytest.param(signal.SIGKILL, 1, marks=pytest.mark.long), pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.long)])
 def test_a_lost_worker_ends_the_others_and_all_resume_exactly(tiny_mnist, folder, times, number, lost):
     for time_of in range(times):
