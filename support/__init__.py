@@ -42,7 +42,7 @@
     replicas            one of the devices that share a batch
     workers             several processes and their devices
     heartbeat           how a lost worker is noticed
-    machine             how many cores there are; whether bfloat16 is fast
+    machine             how many cores there are; what TensorFlow computes fast on them
     environment         what is set before TensorFlow is imported
 """
 

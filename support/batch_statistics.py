@@ -22,7 +22,7 @@ cheap to compute and take most of the memory of a step. They are then not kept f
 Compiled passes. TensorFlow's batch-normalization kernels are fast in float32 and float16. In bfloat16 they are where
 oneDNN has generated code, which it has for a number of channels that fills vectors; otherwise, the same formula runs as
 element-wise operations. XLA compiles these into single passes over memory, for tensors large enough to repay the
-compilation.
+compilation. In float32, the kernel also rectifies, if TensorFlow has such a kernel: a pass less over memory.
 
 Moving averages. `SharedStatistics` collects the batch statistics of the whole network, and the training step advances
 all moving averages together: one operation for each layer would add thousands of operations to the graph.
@@ -34,8 +34,11 @@ import contextlib
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from support.machine import rectifies_in_normalization
+
 DECAY = 0.9
 EPSILON = 0.001  # ε, unless a network has another one
+LEAST_EPSILON = 1.001e-5  # of TensorFlow's kernel, as `tf.nn.fused_batch_norm` has it
 TYPES_WITH_FAST_KERNELS = (tf.float32, tf.float16)
 FAST_CHANNELS = 16  # in bfloat16, TensorFlow's kernels are fast for multiples of it
 COMPILED_FROM = 2 ** 17  # elements: the smallest tensor whose element-wise work XLA compiles
@@ -217,15 +220,13 @@ def mapped(x, function):
 
 def normalized_by_batch(x, gamma, beta, form):
     """(normalized x; the batch's mean [C]; its unbiased variance [C]), by TensorFlow's kernel. `form`: a Form."""
-    y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=form.epsilon)
-    return tf.nn.relu(y) if form.relu else y, mean, variance
+    return _by_kernel(x, gamma, beta, None, None, form)
 
 
 def normalized(x, mean, variance, gamma, beta, form, training=True):
     """gamma · (x - mean) / √(variance + ε) + beta, ended by a Form, in the faster of two ways: see `_is_fast`."""
     if _is_fast(x, training):
-        y, _, _ = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=form.epsilon, is_training=False)
-        return tf.nn.relu(y) if form.relu else y
+        return _by_kernel(x, gamma, beta, mean, variance, form)[0]
     # Variables are read here, outside: XLA ends a compiled pass where it reads a variable of another device.
     mean, variance, gamma, beta = map(tf.convert_to_tensor, (mean, variance, gamma, beta))
     with _compiled(x):
@@ -319,6 +320,36 @@ def _normalization_gradients(x, y, mean, variance, gamma, form, dy):
             products = tf.cast(wide_dy * (tf.cast(x, tf.float32) - mean), x.dtype)
         dgamma, dbeta = inverse * _channel_sums(products), _channel_sums(dy)
     return [dx, -gamma * inverse * dbeta, -0.5 * gamma * tf.square(inverse) * dgamma, dgamma, dbeta]
+
+
+def _by_kernel(x, gamma, beta, mean, variance, form):
+    """(y, mean, variance) by TensorFlow's kernel, which takes the batch's statistics where `mean` is None."""
+    by_batch = mean is None
+    # With a batch's statistics and other numbers of channels, the two kernels differ by rounding.
+    fits = x.dtype == tf.float32 and int(x.shape[3]) % (8 if by_batch else 4) == 0
+    if not (form.relu and fits and rectifies_in_normalization()):
+        y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, form.epsilon, is_training=by_batch)
+        return tf.nn.relu(y) if form.relu else y, mean, variance
+    none = tf.zeros([0])
+    inputs = [x, gamma, beta, none, none] if by_batch else [x, gamma, beta, mean, variance]
+    values = dict(T=dict(type=1), U=dict(type=1), num_side_inputs=dict(i=0), activation_mode=dict(s=b"Relu"),
+                  epsilon=dict(f=max(form.epsilon, LEAST_EPSILON)), is_training=dict(b=by_batch))
+    # TensorFlow's graph optimizer makes this operation; it has no function in Python.
+    norm = tf.get_default_graph().create_op(
+        "_FusedBatchNormEx", list(map(tf.convert_to_tensor, inputs)), name="FusedBatchNormEx",
+        attrs={name: tf.AttrValue(**value) for name, value in values.items()})
+    return norm.outputs[:3]
+
+
+@tf.RegisterGradient("_FusedBatchNormEx")
+def _gradient_by_kernel(norm, dy, *_):
+    x, gamma, _, *statistics = norm.inputs
+    by_batch = norm.get_attr("is_training")
+    dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=tf.raw_ops.ReluGrad(gradients=dy, features=norm.outputs[0]), x=x, scale=gamma,
+        **dict(zip(("reserve_space_1", "reserve_space_2"), norm.outputs[3:5] if by_batch else statistics)),
+        reserve_space_3=tf.zeros([0]), epsilon=norm.get_attr("epsilon"), is_training=by_batch)
+    return dx, dgamma, dbeta, None, None
 
 
 def _is_fast(x, training=True):

@@ -19,6 +19,7 @@ import tensorflow.compat.v1 as tf
 def rewritten(graph_def, outputs):
     """Returns an inference graph that computes the same in a form for other tools; see above.
 
+    - A batch normalization that also rectifies, which only TensorFlow on a CPU knows, is one and a Relu.
     - Operations without effect are left out: Identity, Split by one, division by one.
     - What depends on constants alone is a constant.
     - A 1x1 convolution is a Conv2D.
@@ -37,8 +38,9 @@ def rewritten(graph_def, outputs):
         attributes that have their default values, which older versions of TensorFlow may not know.
     """
     graph_def = tf.graph_util.extract_sub_graph(graph_def, outputs)
-    for step in (_without_idle_nodes, _with_constants, _without_idle_nodes, _with_convolutions, _with_normalizations,
-                 _with_gathered_mirrors, _with_sums_of_two, _with_checked_shape):
+    for step in (_with_single_activations, _without_idle_nodes, _with_constants, _without_idle_nodes,
+                 _with_convolutions, _with_normalizations, _with_gathered_mirrors, _with_sums_of_two,
+                 _with_checked_shape):
         graph_def = tf.graph_util.extract_sub_graph(step(graph_def, outputs), outputs)
     with tf.Graph().as_default() as graph:
         import_copy(graph_def)
@@ -48,6 +50,17 @@ def rewritten(graph_def, outputs):
         for attribute in attributes[node.op]:
             if attribute.HasField("default_value") and node.attr[attribute.name] == attribute.default_value:
                 del node.attr[attribute.name]
+    return graph_def
+
+
+def _with_single_activations(graph_def, _):
+    """Replaces each _FusedBatchNormEx that rectifies by a FusedBatchNormV3 and a Relu."""
+    for node in [node for node in graph_def.node if node.op == "_FusedBatchNormEx"]:
+        norm = graph_def.node.add(name=node.name + "/normalized", op="FusedBatchNormV3")
+        norm.input.extend(node.input)
+        for name in ("T", "U", "epsilon", "is_training"):
+            norm.attr[name].CopyFrom(node.attr[name])
+        _become(node, "Relu", [norm.name])
     return graph_def
 
 

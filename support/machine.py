@@ -1,5 +1,6 @@
-"""How many cores may this process use, and does the processor have bfloat16 instructions?"""
+"""How many cores may this process use, and what do its processor and its TensorFlow compute fast?"""
 
+import functools
 import os
 
 import tensorflow.compat.v1 as tf
@@ -27,3 +28,15 @@ def fast_precision():
     except OSError:
         native = ()
     return "bfloat16" if native and not tf.VERSION.startswith("1.") else "float32"
+
+
+@functools.lru_cache(maxsize=None)
+def rectifies_in_normalization():
+    """Returns whether `_FusedBatchNormEx` can be used: the operation that normalizes and rectifies float32 in one pass.
+
+    TensorFlow has it for CPUs where it uses oneDNN's kernels. On a GPU, it would be placed there and does not run.
+    """
+    if tf.VERSION.startswith("1.") or tf.config.experimental.list_physical_devices("GPU"):
+        return False
+    from tensorflow.python.util import _pywrap_util_port as build  # TensorFlow 1.15 has no such module
+    return build.IsMklEnabled() and build.IsX86Available()

@@ -7,7 +7,14 @@ import tensorflow.compat.v1 as tf
 import Densenet
 import ops
 from support import batch_statistics
-from support.batch_statistics import SharedStatistics, advance_moving_statistics
+from support.batch_statistics import (
+    Form,
+    SharedStatistics,
+    advance_moving_statistics,
+    normalized,
+    normalized_by_batch,
+)
+from support.machine import rectifies_in_normalization
 from support.replicas import Replica
 
 
@@ -74,6 +81,41 @@ def test_a_dense_block_and_its_gradients_match_float64_formulas(monkeypatch, dty
     assert set(found) == set(expected) and len(found) == 13
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=2e-5 * np.abs(value).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("channels", [5, 8, 12, 16])
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.skipif(
+    not rectifies_in_normalization(), reason="this TensorFlow has no kernel that also rectifies"))])
+def test_both_kernels_match_float64_formulas(monkeypatch, fused, channels):
+    monkeypatch.setattr(batch_statistics, "rectifies_in_normalization", lambda: fused)
+    random = np.random.RandomState(0)
+    x, dy = 3 + 2 * random.randn(4, 5, 7, channels), random.randn(4, 5, 7, channels)
+    gamma, beta, mean, variance = (random.uniform(0.5, 1.5, channels) for _ in range(4))
+    form = Form(True, 0.01)
+    with tf.Graph().as_default() as graph, tf.Session() as sess:
+        inputs = [tf.constant(value, tf.float32) for value in (x, gamma, beta)]
+        y, *moments = normalized_by_batch(*inputs, form)
+        given = [tf.constant(value, tf.float32) for value in (mean, variance)]
+        z = normalized(inputs[0], *given, *inputs[1:], form, training=False)
+        found = sess.run([y, z] + moments + [gradient for output in (y, z)
+                                             for gradient in tf.gradients(output, inputs, tf.constant(dy, tf.float32))])
+        kinds = [operation.type for operation in graph.get_operations()]
+    assert kinds.count("_FusedBatchNormEx") == (fused and {5: 0, 12: 1}.get(channels, 2))
+
+    def by_formula(mean, variance):
+        centred = (x - mean) / np.sqrt(variance + 0.01)
+        y = np.maximum(gamma * centred + beta, 0)
+        through = dy * (y > 0)
+        return y, centred, through, gamma / np.sqrt(variance + 0.01), (through * centred).sum((0, 1, 2)), through.sum((
+            0, 1, 2))
+
+    y, centred, through, scale, dgamma, dbeta = by_formula(x.mean((0, 1, 2)), x.var((0, 1, 2)))
+    z, _, through_z, scale_z, dgamma_z, dbeta_z = by_formula(mean, variance)
+    expected = [y, z, x.mean((0, 1, 2)), x.var((0, 1, 2)) * 140 / 139,
+                scale * (through - through.mean((0, 1, 2)) - centred * (through * centred).mean((0, 1, 2))), dgamma,
+                dbeta, scale_z * through_z, dgamma_z, dbeta_z]
+    for ours, formula in zip(found, expected):
+        np.testing.assert_allclose(ours, formula, atol=1e-5 * np.abs(formula).max())
 
 
 def test_ops_compiled_by_xla_read_no_variables(monkeypatch):

@@ -4,6 +4,7 @@ import io
 import os
 
 import pytest
+import tensorflow.compat.v1 as tf
 
 from support import machine
 
@@ -29,3 +30,15 @@ def test_only_cores_available_to_the_process_are_counted(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     assert machine.cores() == 7
+
+
+@pytest.mark.skipif(tf.VERSION.startswith("1."), reason="TensorFlow 1.15 has no such kernel")
+@pytest.mark.parametrize("onednn, gpus, expected", [(True, [], True), (False, [], False), (True, ["gpu"], False)])
+def test_normalization_rectifies_with_onednn_on_cpus_alone(monkeypatch, onednn, gpus, expected):
+    from tensorflow.python.util import _pywrap_util_port
+    monkeypatch.setattr(_pywrap_util_port, "IsMklEnabled", lambda: onednn)
+    monkeypatch.setattr(_pywrap_util_port, "IsX86Available", lambda: True)
+    monkeypatch.setattr(tf.config.experimental, "list_physical_devices", lambda kind: gpus)
+    machine.rectifies_in_normalization.cache_clear()
+    assert machine.rectifies_in_normalization() == expected
+    machine.rectifies_in_normalization.cache_clear()
