@@ -146,7 +146,7 @@ def choose(module, arguments=(), caller=None, **overrides):
     dataset = given.get("dataset") or settings.check("dataset", module.dataset, kinds)
     constants = settings.constants_of(module, dataset)
     start = _starting_point(dict(constants, **given))
-    if start and not start.is_checkpoint and mode != "train" and "dataset" not in given:
+    if start and not start.run and mode != "train" and "dataset" not in given:
         dataset = "folder"  # published weights are for photos
         constants = settings.constants_of(module, dataset)
     shipped = {name: settings.check(name, value, kinds) for name, value in SHIPPED[dataset].items()}

@@ -148,9 +148,11 @@ class Evaluation:
             return
         confusion = self.confusion
         width = max(map(len, class_names))
-        cell = max(5, len(str(confusion.max())))
+        heads = next(heads for heads in ([name[:5] for name in class_names], [name[-5:] for name in class_names],
+                                         class_names) if len(set(heads)) == len(class_names))
+        cell = max(5, len(str(confusion.max())), *map(len, heads))
         yield "%-*s    recall  predicted class" % (width, "class")
-        yield "%-*s            %s" % (width, "", "  ".join("%*s" % (cell, name[:cell]) for name in class_names))
+        yield "%-*s            %s" % (width, "", "  ".join("%*s" % (cell, head) for head in heads))
         for name, recall, row in zip(class_names, self.class_recall(), confusion):
             yield "%-*s   %7s  %s" % (width, name, _percent(recall), "  ".join(
                 "%*s" % (cell, count or ".") for count in row.tolist()))

@@ -146,13 +146,13 @@ def _network_of_weights(choose, config, run):
         raise UserError("there is no trained run %s: leave mode out to train it, or leave %s out to use the weights as "
                         "they are" % (run, ", ".join(named)))
     start = config.starting_point
-    if start.is_checkpoint:
-        raise UserError("weights=%s are those of a run: give run_name=, or checkpoint= for one of its checkpoints"
-                        % config.weights)
+    if start.run:
+        raise UserError("weights=%s are those of a run: give run_name=%s instead, and checkpoint= for another of its "
+                        "checkpoints than the best" % (config.weights, start.run))
     weights = start.read(config.cache_dir)
     if "linear/bias" not in weights.values:
-        raise UserError("%s has no classifier: train one with it, which is what weights= does without mode="
-                        % weights.source)
+        raise UserError("%s has no classifier: leave mode= out to train one, or give run_name= of a run that started "
+                        "from it" % weights.source)
     pretrained.with_class_names(weights, config.cache_dir)
     # One view of each image, as in published results.
     own = dict(dict(flip_average=False, precision="float32"), **dict(config.given, dataset="folder"))
@@ -218,9 +218,9 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     if directory.read_json(file) not in (None, content):
         directory.keep(file)
     directory.write_json(file, content)
-    say("%s %s, loss %.4f, of %s (%s)" % (
-        "test" if is_own else "on other data than the run's:", evaluation.accuracies(balanced_is_asked_for(config)),
-        evaluation.loss, used, os.path.join(directory.path, file)))
+    which = "test" if is_own else "all images:" if trained.weights else "on other data than the run's:"
+    say("%s %s, loss %.4f, of %s (%s)" % (which, evaluation.accuracies(balanced_is_asked_for(config)), evaluation.loss,
+                                          used, os.path.join(directory.path, file)))
     return content
 
 
@@ -238,6 +238,10 @@ def _as_other_data(data, trained):
     if facts.get("class_ids") and set(data.class_names) <= set(facts["class_ids"]):
         known = facts["class_ids"]  # a folder that is arranged by ImageNet's ids
     unknown = sorted(set(data.class_names) - set(known))
+    if unknown and trained.weights is not None:
+        raise UserError("%s has the class %s, and %s tells apart %s%s: name the folders of images after these" % (
+            data_dir, unknown[0], trained.weights.source, shortened(known),
+            "" if facts.get("class_ids") else ", as nothing names its classes"))
     if unknown:
         raise UserError("%s has the class %s, which %s was not trained on: its classes are %s"
                         % (data_dir, unknown[0], directory.path, shortened(facts["class_names"])))

@@ -7,6 +7,7 @@ Files are read by support/weight_files.py.
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import hashlib
 import json
@@ -64,7 +65,7 @@ class StartingPoint:
             of its run, those that follow from its variables.
         mean, deviation: those of the images that they were trained with, float32 [C].
         read: a function of cache_dir that returns the Weights.
-        is_checkpoint: whether they are those of a run of this program.
+        run: the name of the run of this program that they are of; empty for others.
     """
 
     identity: str
@@ -72,7 +73,7 @@ class StartingPoint:
     mean: np.ndarray
     deviation: np.ndarray
     read: typing.Callable
-    is_checkpoint: bool = False
+    run: str = ""
 
 
 @dataclasses.dataclass
@@ -117,8 +118,11 @@ def look_up(weights, model_dir, network="custom"):
         return _of_file(weights, os.path.getsize(weights), os.path.getmtime(weights))
     if run:
         return _of_run(run)
-    raise UserError("weights=%s is not there: give imagenet, a .h5 or .safetensors file, a checkpoint's path, or a run "
-                    "in %s (%s)" % (weights, model_dir, shortened(runs_in(model_dir)) or "none yet"))
+    runs = runs_in(model_dir)
+    near = difflib.get_close_matches(weights, ["imagenet"] + runs, 1)
+    raise UserError("weights=%s is not there%s: give imagenet, a .h5, .keras or .safetensors file, a checkpoint's path "
+                    "or a run in %s (%s)" % (weights, "; the nearest is " + near[0] if near else "", model_dir,
+                                             shortened(runs) or "none yet"))
 
 
 def _say_if_ambiguous(taken, in_model_dir, run):
@@ -146,12 +150,15 @@ def fit(weights, shapes, class_names):
               if VARIABLE.fullmatch(name) and not (fresh and name.startswith("linear/"))}
     difference = difference_of(wanted, {name: value.shape for name, value in taken.items()}, weights.names)
     if difference:
-        raise UserError("%s does not fit the network: %s. Without settings for the network it is the one that the "
-                        "weights are for" % (weights.source, difference))
+        raise UserError("%s does not fit the network: %s; leave out network=, blocks= and the like: the weights bring "
+                        "theirs" % (weights.source, difference))
     line = "weights of %s: all %d tensors taken" % (weights.source, len(taken))
     if fresh:
         line = "weights of %s: %d tensors taken; the classifier starts afresh, as %s" % (
             weights.source, len(taken), fresh)
+    elif weights.class_names is None:
+        line += "; they name no classes: those of their classifier are taken to be %s, in this order" % (
+            shortened(list(class_names)))
     for name in [name for name in taken if name.endswith("/moving_mean")]:
         taken[name + "/biased"], taken[name + "/local_step"] = taken[name], np.float32(MANY_STEPS)
     return taken, line
@@ -246,7 +253,7 @@ def _downloaded(urls, file, cache_dir, instead):
         try:
             download.fetch_all({name: (LARGEST, "md5:" + md5)}, urls, folder, exact=False)
         except download.Unavailable as error:
-            raise download.Unavailable("%s; put %s%s there by hand as %s, %s"
+            raise download.Unavailable("%s; download %s%s on another machine and save it as %s, %s"
                                        % (error, urls[0], name, path, instead)) from None
     found = _digest(path, hashlib.md5())
     if found != md5:
@@ -334,7 +341,7 @@ def _of_checkpoint(path, name=None):
             "where they are not the usual ones" % path)
     # Of a run the name alone: what starts from it is resumed by the same command, also when the run has gone on.
     identity = re.sub(r"[^\w=,.+-]", "_", name or "%s-%s" % (os.path.basename(folder), os.path.basename(path)))
-    return StartingPoint(identity, settings, mean, deviation, lambda _: weights, is_checkpoint=True)
+    return StartingPoint(identity, settings, mean, deviation, lambda _: weights, os.path.basename(folder))
 
 
 class _Foreign(UserError):

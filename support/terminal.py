@@ -34,7 +34,8 @@ SHAPING = {
     ),
     "training": (
         ("weights", "from weights %s", {"": ""}),
-        ("train_only", "%s trained alone", {"all": ""}),
+        ("train_only", "%s", {"all": "", "last_block": "only the last block and the classifier are trained",
+                             "head": "only the classifier is trained"}),
         ("optimizer", "%s", {}),
         ("init_learning_rate", "learning rate %s", {}),
         ("head_rate", "%s times that for the classifier", {"1": ""}),
@@ -92,7 +93,7 @@ def show_header(config, data, parameters, cluster, devices, model_folder, log_fo
             say(line)
     for line in _shaping_lines(config, parameters):
         say(line)
-    for source in sorted(set(config.origins.values()), key=lambda source: source != "given"):
+    for source in sorted(set(config.origins.values()), key=lambda source: (source != "given", source)):
         values = ", ".join("%s=%s" % (name, shown(getattr(config, name))) for name, origin in config.origins.items()
                            if origin == source and name not in ELSEWHERE)
         if values:

@@ -109,8 +109,9 @@ class TrainingRun:
         if start is not None:
             channels = self.data.image_shape[2]
             if len(start.mean) != channels:
-                raise UserError("weights=%s take images with %d channels, and those of %s have %d: give other weights"
-                                % (config.weights, len(start.mean), config.dataset, channels))
+                raise UserError("weights=%s take images with %d channel%s, those of %s have %d: give other weights" % (
+                    config.weights, len(start.mean), "s" if len(start.mean) > 1 else "",
+                    config.data_dir if config.dataset == "folder" else config.dataset, channels))
             normalize_by(self.data, start.mean, start.deviation)
 
     def _go_on_with_earlier_name(self, fingerprint):
@@ -253,8 +254,8 @@ class TrainingRun:
                 say("%d device%s shared each batch until then, %d from now on: rounding, dropout masks and batch "
                     "normalization differ" % (replicas, "s" if replicas > 1 else "", self.cluster.count))
         if "best_by" in config.edited and len(self.data.validation) < LEAST_VALIDATION:
-            say("best_by=%s has no effect: %d validation images are too few to choose weights by"
-                % (config.best_by, len(self.data.validation)))
+            say("best_by=%s has no effect: %d validation images are too few to choose weights by; "
+                "validation_size=%d holds out enough" % (config.best_by, len(self.data.validation), LEAST_VALIDATION))
         self._curves = Curves(os.path.join(self._folder, "curves.csv"), step)
         self._logs.open(step, sess.graph, dict(self._settings, total_epochs=config.total_epochs))
         self._directory.keep("result.json")  # of fewer epochs, where the run goes on

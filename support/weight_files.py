@@ -160,8 +160,9 @@ def _format_of(path):
         target = os.path.splitext(path)[0] + ".safetensors"
         line = ("import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in "
                 "torch.load(%r, 'cpu', weights_only=True).items()}, %r)" % (path, target))
+        quoted = shlex.quote(line) if set('"$`\\!') & set(line) else '"%s"' % line
         raise UserError("%s is a pickle, and unpickling runs the code that is in it. Where PyTorch is, this line "
-                        "converts it to weights=%s: python -c %s" % (path, target, shlex.quote(line)))
+                        "converts it to weights=%s: python -c %s" % (path, target, quoted))
     if start.startswith(b"version https://git-lfs"):
         raise UserError("%s is what Git LFS keeps instead of the file: get the file by git lfs pull" % path)
     raise UserError("%s is no file of weights, or a damaged one: give a .h5 file of Keras or a .safetensors file"

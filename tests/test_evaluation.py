@@ -105,6 +105,9 @@ def test_table():
     lines = [line.split() for line in FOUND.table(NAMES)]
     assert lines[2:] == [["cat", "75.00%", "6", "2", "."], ["dog", "75.00%", "1", "3", "."],
                          ["émeu", "none", ".", ".", "."]]
+    for names, heads in ((("class 0", "class 1", "class 2"), "ass 0 ass 1 ass 2"),  # columns differ where names do
+                         (("12345a12345", "12345b12345", "c"), "12345a12345 12345b12345 c")):
+        assert " ".join(list(FOUND.table(names))[1].split()) == heads
     many = from_matrix(np.diag(np.full(30, 7)) + np.eye(30, k=3, dtype=int), [])
     lines = list(many.table(["class %d" % index for index in range(30)]))
     assert lines[0] == "recall of each class:"

@@ -384,6 +384,10 @@ def test_weights_are_evaluated_and_exported_without_a_run(weights_alone, capsys)
     probabilities, class_names, *_ = served(saved_model, images.reshape(30, 32, 32, 3),
                                             [answer["image"] for answer in answers])
     assert [name.decode() for name in class_names] == [answer["classes"][0] for answer in answers]
+    os.rename("noise/class 0", "noise/cat")
+    with pytest.raises(UserError, match="noise has the class cat, and a.safetensors tells apart class 0, class 1, class "
+                                        "2, as nothing names its classes: name the folders of images after these"):
+        Densenet.evaluate(dataset="folder", data_dir="noise", **given)
     np.testing.assert_allclose(probabilities.max(1), [answer["probabilities"][0] for answer in answers], atol=1e-5)
 
 
@@ -411,8 +415,8 @@ def test_what_weights_cannot_do_without_a_run_is_refused(weights_alone, tiny_mni
     for mode, changes, sentence in (
             ("predict", dict(run_name="none"), "no trained run model/none: .* leave run_name out to use the weights"),
             ("export", dict(dataset="folder"), "leave dataset out"),
-            ("predict", dict(weights="source", image_size=None), "weights=source are those of a run: give run_name="),
-            ("predict", dict(weights=headless), "b.safetensors has no classifier: train one"),
+            ("predict", dict(weights="source", image_size=None), "source are those of a run: give run_name=source"),
+            ("predict", dict(weights=headless), "b.safetensors has no classifier: leave mode= out to train one"),
             ("predict", dict(growth_k=5), "does not fit the network")):
         with pytest.raises(UserError, match=sentence):
             arguments = dict(given, **dict({"images": "noise"} if mode == "predict" else {}, **changes))

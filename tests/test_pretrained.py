@@ -537,6 +537,7 @@ def test_weights_fit_the_network_that_they_describe(tiny):
     values, line = pretrained.fit(tiny, variables(), ["a", "b", "c"])
     assert {name: value.shape for name, value in values.items()} == variables()
     assert "all %d tensors" % len(tiny_weights()) in line and "a.safetensors" in line and "\n" not in line
+    assert line.endswith("they name no classes: those of their classifier are taken to be a, b, c, in this order")
     for name in ("batch0", "dense_1/bottleN_1/batch2"):
         np.testing.assert_array_equal(values[name + "/moving_mean/biased"], tiny.values[name + "/moving_mean"])
         assert np.float32(0.9) ** values[name + "/moving_mean/local_step"] == 0
@@ -734,6 +735,9 @@ def test_what_is_not_there_is_refused_with_what_there_is(folder):
     for name in ("cats", "photos", "nowhere/a.h5"):
         with pytest.raises(UserError, match=r"weights=%s is not there.*imagenet.*\.h5.*\(pets\)" % name):
             pretrained.look_up(name, "model")
+    for name, nearest in (("imagnet", "imagenet"), ("pest", "pets")):
+        with pytest.raises(UserError, match="weights=%s is not there; the nearest is %s: give" % (name, nearest)):
+            pretrained.look_up(name, "model")
     os.makedirs("model/begun")
     with open("model/begun/settings.json", "w") as file:
         json.dump(settings_json(), file)
@@ -790,8 +794,9 @@ def test_imagenet_is_downloaded_once(published, folder, network):
 
 def test_a_wrong_download_is_not_kept(published, folder):
     published["weights.h5"] = b"a login page"
-    with pytest.raises(download.Unavailable, match=r"weights\.h5 could .*md5 differs.*put http.*weights\.h5 there by "
-                                                   r"hand as cache/weights/weights\.h5, or .*weights=FILE"):
+    with pytest.raises(download.Unavailable, match=r"weights\.h5 could .*md5 differs.*download http.*weights\.h5 on "
+                                                   r"another machine and save it as cache/weights/weights\.h5, "
+                                                   r"or .*weights=FILE"):
         pretrained.look_up("imagenet", "model").read("cache")
     assert os.listdir("cache/weights") == []
 
