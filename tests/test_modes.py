@@ -385,8 +385,9 @@ def test_weights_are_evaluated_and_exported_without_a_run(weights_alone, capsys)
                                             [answer["image"] for answer in answers])
     assert [name.decode() for name in class_names] == [answer["classes"][0] for answer in answers]
     os.rename("noise/class 0", "noise/cat")
-    with pytest.raises(UserError, match="noise has the class cat, and a.safetensors tells apart class 0, class 1, "
-                                        "class 2, as nothing names its classes: name the folders of images after these"):
+    sentence = ("noise has the class cat, and a.safetensors tells apart class 0, class 1, class 2, as nothing names "
+                "its classes: name the folders of images after these")
+    with pytest.raises(UserError, match=sentence):
         Densenet.evaluate(dataset="folder", data_dir="noise", **given)
     np.testing.assert_allclose(probabilities.max(1), [answer["probabilities"][0] for answer in answers], atol=1e-5)
 
