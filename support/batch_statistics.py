@@ -306,11 +306,7 @@ def _normalization_gradients(x, y, mean, variance, gamma, form, dy):
     """
     inverse = tf.rsqrt(variance + form.epsilon)
     if _is_fast(x):
-        if form.relu:
-            dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
-        dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=dy, x=x, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
-            reserve_space_3=tf.zeros([0]), epsilon=form.epsilon, is_training=False)
+        dx, dgamma, dbeta = _kernel_gradients(x, y, mean, variance, gamma, form, dy, by_batch=False)
     else:
         with _compiled(x):
             if form.relu:
@@ -332,7 +328,8 @@ def _by_kernel(x, gamma, beta, mean, variance, form):
         return tf.nn.relu(y) if form.relu else y, mean, variance
     none = tf.zeros([0])
     inputs = [x, gamma, beta, none, none] if by_batch else [x, gamma, beta, mean, variance]
-    values = dict(T=dict(type=1), U=dict(type=1), num_side_inputs=dict(i=0), activation_mode=dict(s=b"Relu"),
+    float32 = dict(type=tf.float32.as_datatype_enum)
+    values = dict(T=float32, U=float32, num_side_inputs=dict(i=0), activation_mode=dict(s=b"Relu"),
                   epsilon=dict(f=max(form.epsilon, LEAST_EPSILON)), is_training=dict(b=by_batch))
     # TensorFlow's graph optimizer makes this operation; it has no function in Python.
     norm = tf.get_default_graph().create_op(
@@ -343,13 +340,20 @@ def _by_kernel(x, gamma, beta, mean, variance, form):
 
 @tf.RegisterGradient("_FusedBatchNormEx")
 def _gradient_by_kernel(norm, dy, *_):
-    x, gamma, _, *statistics = norm.inputs
+    x, gamma, _, *given = norm.inputs
     by_batch = norm.get_attr("is_training")
-    dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
-        y_backprop=tf.raw_ops.ReluGrad(gradients=dy, features=norm.outputs[0]), x=x, scale=gamma,
-        **dict(zip(("reserve_space_1", "reserve_space_2"), norm.outputs[3:5] if by_batch else statistics)),
-        reserve_space_3=tf.zeros([0]), epsilon=norm.get_attr("epsilon"), is_training=by_batch)
-    return dx, dgamma, dbeta, None, None
+    mean, variance = norm.outputs[3:5] if by_batch else given
+    form = Form(True, norm.get_attr("epsilon"))
+    return _kernel_gradients(x, norm.outputs[0], mean, variance, gamma, form, dy, by_batch) + [None, None]
+
+
+def _kernel_gradients(x, y, mean, variance, gamma, form, dy, by_batch):
+    """[the gradients of x, gamma and beta] by TensorFlow's kernel; `by_batch`: mean and variance depend on x."""
+    if form.relu:
+        dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
+    return list(tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=dy, x=x, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
+        reserve_space_3=tf.zeros([0]), epsilon=form.epsilon, is_training=by_batch)[:3])
 
 
 def _is_fast(x, training=True):

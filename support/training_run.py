@@ -254,8 +254,8 @@ class TrainingRun:
                 say("%d device%s shared each batch until then, %d from now on: rounding, dropout masks and batch "
                     "normalization differ" % (replicas, "s" if replicas > 1 else "", self.cluster.count))
         if "best_by" in config.edited and len(self.data.validation) < LEAST_VALIDATION:
-            say("best_by=%s has no effect: %d validation images are too few to choose weights by; "
-                "validation_size=%d holds out enough" % (config.best_by, len(self.data.validation), LEAST_VALIDATION))
+            say("best_by=%s has no effect: %d validation images are too few to choose weights by, which needs %d"
+                % (config.best_by, len(self.data.validation), LEAST_VALIDATION))
         self._curves = Curves(os.path.join(self._folder, "curves.csv"), step)
         self._logs.open(step, sess.graph, dict(self._settings, total_epochs=config.total_epochs))
         self._directory.keep("result.json")  # of fewer epochs, where the run goes on
