@@ -15,7 +15,8 @@ from support.graph_rewriting import rewritten
 from support.networks import NETWORKS, STEMS, final_side
 
 QUICK = ("densenet_bc_28_12", "densenet_cifar")
-DEEPEST = ("densenet_bc_250_24", "densenet_bc_190_40")
+DEEPEST = ("densenet_161", "densenet_201", "densenet_full", "densenet_full_cifar", "densenet_bc_250_24",
+           "densenet_bc_190_40")
 SMALL = dict(network="custom", blocks=(2, 2), growth_k=4, bottleneck=True, flip_average=False)
 
 
