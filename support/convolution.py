@@ -1,13 +1,16 @@
-"""How does a convolution of small maps get its gradient fast in bfloat16?
+"""How does a convolution get its gradient fast?
 
-The gradient of the kernel is a sum over images and pixels. oneDNN's kernel for it adds up one row of pixels at a time,
-which fills a processor's matrix unit badly where a row has few pixels: with AMX, maps of 3x3 pixels run at a tenth of
-the speed of the convolution itself. One matrix product over all images and pixels is faster (docs/performance.md).
+The gradient of the kernel is a sum over images and pixels. oneDNN's kernel for it adds up one row of pixels at a time.
+In bfloat16, this fills the matrix unit badly where a row has few pixels: with AMX, maps of 3x3 pixels run at a tenth of
+the speed of the convolution itself. In float32, it is slow on processors without AVX-512. One matrix product over all
+images and pixels is faster (docs/performance.md).
 """
 
 import tensorflow.compat.v1 as tf
 
-LARGEST_SIDE = 8  # of the maps, in pixels, for which the matrix product is faster
+from support.machine import products_beat_kernel_gradients
+
+LARGEST_SIDE = 8  # of the maps, in pixels, for which the matrix product is faster in bfloat16
 
 
 def conv2d(x, weights, stride, padding):
@@ -19,10 +22,8 @@ def conv2d(x, weights, stride, padding):
         stride: a number.
         padding: SAME or VALID.
     """
-    count, rows, columns, _ = x.shape.as_list()
     height, width, _, _ = weights.shape.as_list()
-    small = count is not None and max(rows, columns) <= LARGEST_SIDE
-    if not (small and x.dtype == tf.bfloat16 and stride == 1 and padding == "SAME" and height % 2 and width % 2):
+    if not (stride == 1 and padding == "SAME" and height % 2 and width % 2 and _product_is_faster(x, weights)):
         return tf.nn.conv2d(x, weights, strides=[1, stride, stride, 1], padding=padding)
 
     @tf.custom_gradient
@@ -34,6 +35,16 @@ def conv2d(x, weights, stride, padding):
         return tf.nn.conv2d(x, weights, strides=[1, 1, 1, 1], padding="SAME"), gradient
 
     return function(x, weights)
+
+
+def _product_is_faster(x, weights):
+    """Whether the kernel's gradient is to be a matrix product."""
+    count, rows, columns, channels = x.shape.as_list()
+    if count is None:  # in inference
+        return False
+    if x.dtype == tf.float32:  # with more filters than channels, the copies of dy cost more than the product gains
+        return int(weights.shape[3]) <= channels and products_beat_kernel_gradients()
+    return x.dtype == tf.bfloat16 and max(rows, columns) <= LARGEST_SIDE
 
 
 def _kernel_gradient(x, dy, height, width):

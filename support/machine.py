@@ -22,12 +22,31 @@ def fast_precision():
     Only Linux reports these instructions. With TensorFlow 1.x the result is "float32": TensorFlow 1.15 converts
     bfloat16 to float32 for each product, which is slower.
     """
+    native = {"avx512_bf16", "amx_bf16"} & _instruction_sets()
+    return "bfloat16" if native and not tf.VERSION.startswith("1.") else "float32"
+
+
+def _instruction_sets():
+    """Those that Linux reports of the processor, among other words; elsewhere none."""
     try:
         with open("/proc/cpuinfo") as file:
-            native = {"avx512_bf16", "amx_bf16"} & set(file.read().split())
+            return set(file.read().split())
     except OSError:
-        native = ()
-    return "bfloat16" if native and not tf.VERSION.startswith("1.") else "float32"
+        return set()
+
+
+@functools.lru_cache(maxsize=None)
+def products_beat_kernel_gradients():
+    """Returns whether a matrix product computes a kernel's gradient in float32 faster than TensorFlow's operation.
+
+    That was measured on processors with AVX2 and without AVX-512 (docs/performance.md); on GPUs it was not.
+    """
+    found = _instruction_sets()
+    return "avx2" in found and "avx512f" not in found and not _gpus()
+
+
+def _gpus():
+    return tf.config.experimental.list_physical_devices("GPU")
 
 
 @functools.lru_cache(maxsize=None)
@@ -36,7 +55,7 @@ def rectifies_in_normalization():
 
     TensorFlow has it for CPUs where it uses oneDNN's kernels. On a GPU, it would be placed there and does not run.
     """
-    if tf.VERSION.startswith("1.") or tf.config.experimental.list_physical_devices("GPU"):
+    if tf.VERSION.startswith("1.") or _gpus():
         return False
     from tensorflow.python.util import _pywrap_util_port as build  # TensorFlow 1.15 has no such module
     return build.IsMklEnabled() and build.IsX86Available()

@@ -1,4 +1,4 @@
-"""Gradients of convolutions of small maps, compared with NumPy in float64."""
+"""Gradients of convolutions, compared with NumPy in float64."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,16 @@ import tensorflow.compat.v1 as tf
 from support.convolution import LARGEST_SIDE, conv2d
 
 
-def rounded(sess, values):
-    """The values as bfloat16 has them, in float64."""
-    return sess.run(tf.cast(tf.cast(tf.constant(values, tf.float32), tf.bfloat16), tf.float32)).astype(np.float64)
+@pytest.fixture(params=[False, True], ids=["with AVX-512", "without AVX-512"])
+def products(request, monkeypatch):
+    """Whether matrix products are faster in float32, which does not depend on this machine in these tests."""
+    monkeypatch.setattr("support.convolution.products_beat_kernel_gradients", lambda: request.param)
+    return request.param
+
+
+def rounded(sess, values, dtype):
+    """The values as a type has them, in float64."""
+    return sess.run(tf.cast(tf.cast(tf.constant(values, tf.float32), dtype), tf.float32)).astype(np.float64)
 
 
 def formulas(x, weights, dy):
@@ -31,27 +38,32 @@ def kinds_of_operations():
     return {operation.type for operation in tf.get_default_graph().get_operations()}
 
 
-@pytest.mark.parametrize("side,kernel", [([3, 3], [3, 3]), ([LARGEST_SIDE, 5], [3, 3]), ([2, 7], [5, 3])], ids=str)
-def test_a_convolution_and_its_gradients_match_float64_formulas(side, kernel):
+@pytest.mark.parametrize("side,kernel,dtype", [
+    ([3, 3], [3, 3], "bfloat16"), ([LARGEST_SIDE, 5], [3, 3], "bfloat16"), ([2, 7], [5, 3], "bfloat16"),
+    ([LARGEST_SIDE + 4, 5], [3, 5], "float32")], ids=str)
+def test_a_convolution_and_its_gradients_match_float64_formulas(side, kernel, dtype, products):
     random = np.random.RandomState(0)
     with tf.Graph().as_default(), tf.Session() as sess:
-        x, weights, dy = (rounded(sess, random.standard_normal(shape)) for shape in (
+        x, weights, dy = (rounded(sess, random.standard_normal(shape), dtype) for shape in (
             [6] + side + [16], kernel + [16, 4], [6] + side + [4]))
-        inputs = [tf.constant(values, tf.bfloat16) for values in (x, weights)]
+        inputs = [tf.constant(values, dtype) for values in (x, weights)]
         y = conv2d(*inputs, 1, "SAME")
-        gradients = tf.gradients(y, inputs, tf.constant(dy, tf.bfloat16))
-        assert "Conv2DBackpropFilter" not in kinds_of_operations()
+        gradients = tf.gradients(y, inputs, tf.constant(dy, dtype))
+        assert ("Conv2DBackpropFilter" in kinds_of_operations()) == (dtype == "float32" and not products)
         found = sess.run([tf.cast(each, tf.float32) for each in [y] + gradients])
     for values, expected in zip(found, formulas(x, weights, dy)):
-        np.testing.assert_allclose(values, expected, rtol=2 ** -7, atol=0.01 * np.abs(expected).max())
+        rounding = 2 ** -7 if dtype == "bfloat16" else 1e-5
+        np.testing.assert_allclose(values, expected, rtol=rounding, atol=rounding * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("shape,dtype,stride,padding", [
     ([2, LARGEST_SIDE + 1, 3, 4], "bfloat16", 1, "SAME"), ([2, 3, 3, 4], "float32", 1, "SAME"),
     ([2, 3, 3, 4], "bfloat16", 2, "SAME"), ([2, 3, 3, 4], "bfloat16", 1, "VALID"),
+    ([2, 3, 3, 5], "float32", 2, "SAME"), ([2, 3, 3, 5], "float32", 1, "VALID"),
+    ([None, 3, 3, 5], "float32", 1, "SAME"), ([2, 3, 3, 5], "float16", 1, "SAME"),
     ([None, 3, 3, 4], "bfloat16", 1, "SAME")], ids=str)
-def test_other_convolutions_are_tensorflows(shape, dtype, stride, padding):
+def test_other_convolutions_are_tensorflows(shape, dtype, stride, padding, products):
     with tf.Graph().as_default():
-        x, weights = tf.placeholder(dtype, shape), tf.ones([3, 3, 4, 5], dtype)
+        x, weights = tf.placeholder(dtype, shape), tf.ones([3, 3, shape[3], 5], dtype)
         tf.gradients(conv2d(x, weights, stride, padding), weights)
         assert "Conv2DBackpropFilter" in kinds_of_operations()

@@ -9,10 +9,8 @@ import tensorflow.compat.v1 as tf
 from support import machine
 
 
-@pytest.mark.parametrize("flags, version, expected", [
-    ("fpu avx512f avx512_bf16", "2.21.0", "bfloat16"), ("fpu amx_bf16", "2.21.0", "bfloat16"),
-    ("fpu avx512f", "2.21.0", "float32"), (None, "2.21.0", "float32"), ("fpu avx512_bf16", "1.15.5", "float32")])
-def test_the_faster_precision_depends_on_cpu_flags_and_version(monkeypatch, flags, version, expected):
+def with_flags(monkeypatch, flags):
+    """Linux reports these instruction sets of the processor; None: it is another operating system."""
     def cpuinfo(path):
         assert path == "/proc/cpuinfo"
         if flags is None:
@@ -20,8 +18,24 @@ def test_the_faster_precision_depends_on_cpu_flags_and_version(monkeypatch, flag
         return io.StringIO("processor : 0\nflags\t\t: %s\n" % flags)
 
     monkeypatch.setattr(machine, "open", cpuinfo, raising=False)
+
+
+@pytest.mark.parametrize("flags, version, expected", [
+    ("fpu avx512f avx512_bf16", "2.21.0", "bfloat16"), ("fpu amx_bf16", "2.21.0", "bfloat16"),
+    ("fpu avx512f", "2.21.0", "float32"), (None, "2.21.0", "float32"), ("fpu avx512_bf16", "1.15.5", "float32")])
+def test_the_faster_precision_depends_on_cpu_flags_and_version(monkeypatch, flags, version, expected):
+    with_flags(monkeypatch, flags)
     monkeypatch.setattr(machine.tf, "VERSION", version)
     assert machine.fast_precision() == expected
+
+
+@pytest.mark.parametrize("flags, gpus, expected", [
+    ("fpu avx avx2", [], True), ("fpu avx avx2 avx512f", [], False), ("fpu avx", [], False), (None, [], False),
+    ("fpu avx avx2", ["gpu"], False)])
+def test_matrix_products_are_faster_with_avx2_alone(monkeypatch, flags, gpus, expected):
+    with_flags(monkeypatch, flags)
+    monkeypatch.setattr(tf.config.experimental, "list_physical_devices", lambda kind: gpus)
+    assert machine.products_beat_kernel_gradients.__wrapped__() == expected  # without the cache
 
 
 def test_only_cores_available_to_the_process_are_counted(monkeypatch):
