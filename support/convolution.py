@@ -8,7 +8,7 @@ images and pixels is faster (docs/performance.md).
 
 import tensorflow.compat.v1 as tf
 
-from support.machine import products_beat_kernel_gradients
+from support.machine import only_avx2
 
 LARGEST_SIDE = 8  # of the maps, in pixels, for which the matrix product is faster in bfloat16
 
@@ -43,7 +43,7 @@ def _product_is_faster(x, weights):
     if count is None:  # in inference
         return False
     if x.dtype == tf.float32:  # with more filters than channels, the copies of dy cost more than the product gains
-        return int(weights.shape[3]) <= channels and products_beat_kernel_gradients()
+        return int(weights.shape[3]) <= channels and only_avx2()
     return x.dtype == tf.bfloat16 and max(rows, columns) <= LARGEST_SIDE
 
 

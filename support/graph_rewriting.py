@@ -19,7 +19,7 @@ import tensorflow.compat.v1 as tf
 def rewritten(graph_def, outputs):
     """Returns an inference graph that computes the same in a form for other tools; see above.
 
-    - A batch normalization that also rectifies, which only TensorFlow on a CPU knows, is one and a Relu.
+    - A batch normalization in a form that only TensorFlow on a CPU knows is one and a Relu.
     - Operations without effect are left out: Identity, Split by one, division by one.
     - What depends on constants alone is a constant.
     - A 1x1 convolution is a Conv2D.
@@ -54,13 +54,28 @@ def rewritten(graph_def, outputs):
 
 
 def _with_single_activations(graph_def, _):
-    """Replaces each _FusedBatchNormEx that rectifies by a FusedBatchNormV3 and a Relu."""
-    for node in [node for node in graph_def.node if node.op == "_FusedBatchNormEx"]:
-        norm = graph_def.node.add(name=node.name + "/normalized", op="FusedBatchNormV3")
-        norm.input.extend(node.input)
-        for name in ("T", "U", "epsilon", "is_training"):
-            norm.attr[name].CopyFrom(node.attr[name])
-        _become(node, "Relu", [norm.name])
+    """Replaces each normalization that TensorFlow's graph optimizer would make by a FusedBatchNormV3 and a Relu.
+
+    That is a _FusedBatchNormEx, or a depthwise convolution by kernels of one pixel, the scales of the channels.
+    """
+    nodes = {node.name: node for node in graph_def.node}
+    for node in list(graph_def.node):
+        inputs, epsilon, relu = node.input[:], node.attr["epsilon"].f, True
+        if node.op == "_FusedDepthwiseConv2dNative":
+            x, kernel, offset = inputs
+            scale, shape = nodes[_source(kernel)].input
+            channels, epsilon, relu = _value(nodes[shape])[2], 0.5, b"Relu" in node.attr["fused_ops"].list.s
+            inputs = [x, scale, offset] + [_constant(graph_def, "%s/%s" % (node.name, name), np.full(channels, value))
+                                           for name, value in (("mean", 0.0), ("variance", 0.5))]
+        elif node.op != "_FusedBatchNormEx":
+            continue
+        norm = node
+        if relu:
+            norm = graph_def.node.add(name=node.name + "/normalized")
+            _become(node, "Relu", [norm.name])
+        _become(norm, "FusedBatchNormV3", inputs)
+        norm.attr["U"].type, norm.attr["epsilon"].f = tf.float32.as_datatype_enum, epsilon
+        norm.attr["is_training"].b = False
     return graph_def
 
 

@@ -36,10 +36,10 @@ def _instruction_sets():
 
 
 @functools.lru_cache(maxsize=None)
-def products_beat_kernel_gradients():
-    """Returns whether a matrix product computes a kernel's gradient in float32 faster than TensorFlow's operation.
+def only_avx2():
+    """Returns whether the processor has AVX2 and not AVX-512, and there is no GPU.
 
-    That was measured on processors with AVX2 and without AVX-512 (docs/performance.md); on GPUs it was not.
+    Some of oneDNN's kernels for float32 are slow there, and others compute the same faster (docs/performance.md).
     """
     found = _instruction_sets()
     return "avx2" in found and "avx512f" not in found and not _gpus()
@@ -50,10 +50,10 @@ def _gpus():
 
 
 @functools.lru_cache(maxsize=None)
-def rectifies_in_normalization():
-    """Returns whether `_FusedBatchNormEx` can be used: the operation that normalizes and rectifies float32 in one pass.
+def has_fused_operations():
+    """Returns whether oneDNN's operations that rectify, too, can be used: `_FusedBatchNormEx` and the like, in float32.
 
-    TensorFlow has it for CPUs where it uses oneDNN's kernels. On a GPU, it would be placed there and does not run.
+    TensorFlow has them for CPUs where it uses oneDNN's kernels. On a GPU, they would be placed there and do not run.
     """
     if tf.VERSION.startswith("1.") or _gpus():
         return False

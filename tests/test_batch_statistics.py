@@ -14,7 +14,7 @@ from support.batch_statistics import (
     normalized,
     normalized_by_batch,
 )
-from support.machine import rectifies_in_normalization
+from support.machine import has_fused_operations
 from support.replicas import Replica
 
 
@@ -84,10 +84,11 @@ def test_a_dense_block_and_its_gradients_match_float64_formulas(monkeypatch, dty
 
 
 @pytest.mark.parametrize("channels", [5, 8, 12, 16])
-@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.skipif(
-    not rectifies_in_normalization(), reason="this TensorFlow has no kernel that also rectifies"))])
-def test_both_kernels_match_float64_formulas(monkeypatch, fused, channels):
-    monkeypatch.setattr(batch_statistics, "rectifies_in_normalization", lambda: fused)
+@pytest.mark.parametrize("fused, convolves", [(False, True)] + [pytest.param(True, convolves, marks=pytest.mark.skipif(
+    not has_fused_operations(), reason="this TensorFlow has no fused operations")) for convolves in (False, True)])
+def test_all_kernels_match_float64_formulas(monkeypatch, fused, convolves, channels):
+    monkeypatch.setattr(batch_statistics, "has_fused_operations", lambda: fused)
+    monkeypatch.setattr(batch_statistics, "only_avx2", lambda: convolves)
     random = np.random.RandomState(0)
     x, dy = 3 + 2 * random.randn(4, 5, 7, channels), random.randn(4, 5, 7, channels)
     gamma, beta, mean, variance = (random.uniform(0.5, 1.5, channels) for _ in range(4))
@@ -100,7 +101,8 @@ def test_both_kernels_match_float64_formulas(monkeypatch, fused, channels):
         found = sess.run([y, z] + moments + [gradient for output in (y, z)
                                              for gradient in tf.gradients(output, inputs, tf.constant(dy, tf.float32))])
         kinds = [operation.type for operation in graph.get_operations()]
-    assert kinds.count("_FusedBatchNormEx") == (fused and {5: 0, 12: 1}.get(channels, 2))
+    assert kinds.count("_FusedDepthwiseConv2dNative") == (fused and convolves)
+    assert kinds.count("_FusedBatchNormEx") == (fused and (channels % 8 == 0) + (not convolves and channels % 4 == 0))
 
     def by_formula(mean, variance):
         centred = (x - mean) / np.sqrt(variance + 0.01)

@@ -10,7 +10,7 @@ from support.convolution import LARGEST_SIDE, conv2d
 @pytest.fixture(params=[False, True], ids=["with AVX-512", "without AVX-512"])
 def products(request, monkeypatch):
     """Whether matrix products are faster in float32, which does not depend on this machine in these tests."""
-    monkeypatch.setattr("support.convolution.products_beat_kernel_gradients", lambda: request.param)
+    monkeypatch.setattr("support.convolution.only_avx2", lambda: request.param)
     return request.param
 
 

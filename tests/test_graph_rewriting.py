@@ -12,6 +12,7 @@ from ops import Batch_Normalization, Concatenation, conv_layer
 from support import batch_statistics, modes
 from support.export import IMAGES, PROBABILITIES
 from support.graph_rewriting import rewritten
+from support.machine import has_fused_operations
 from support.networks import NETWORKS, STEMS, final_side
 
 QUICK = ("densenet_bc_28_12", "densenet_cifar")
@@ -107,10 +108,21 @@ def test_each_kind_of_network_is_safe_against_folding(changes):
     assert kinds_of(new)["Split"] == int(views > 1)
 
 
+@pytest.mark.skipif(not has_fused_operations(), reason="this TensorFlow has no fused operations")
+def test_normalization_by_convolution_and_by_a_kernel_get_the_same_form(monkeypatch):
+    kinds = []
+    for convolves in (False, True):
+        monkeypatch.setattr(batch_statistics, "only_avx2", lambda convolves=convolves: convolves)
+        graph_def, pixels, expected = frozen_network(stem="3x3", **SMALL)
+        assert bool(kinds_of(graph_def)["_FusedDepthwiseConv2dNative"]) == convolves
+        kinds.append(kinds_of(assert_is_safe(graph_def, pixels, expected)))
+    assert kinds[0] == kinds[1]
+
+
 @pytest.mark.skipif(tf.VERSION.startswith("1."), reason="TensorFlow 1.15 folds only the oldest batch normalizations")
 def test_tensorflows_folding_spoils_the_graph_as_it_is_built(monkeypatch):
     """Otherwise, the tests above would show nothing."""
-    monkeypatch.setattr(batch_statistics, "rectifies_in_normalization", lambda: False)
+    monkeypatch.setattr(batch_statistics, "has_fused_operations", lambda: False)
     graph_def, pixels, expected = frozen_network(stem="3x3", **SMALL)
     spoilt = optimize_for_inference_lib.optimize_for_inference(graph_def, [IMAGES], [PROBABILITIES],
                                                                tf.uint8.as_datatype_enum)

@@ -32,10 +32,10 @@ def test_the_faster_precision_depends_on_cpu_flags_and_version(monkeypatch, flag
 @pytest.mark.parametrize("flags, gpus, expected", [
     ("fpu avx avx2", [], True), ("fpu avx avx2 avx512f", [], False), ("fpu avx", [], False), (None, [], False),
     ("fpu avx avx2", ["gpu"], False)])
-def test_matrix_products_are_faster_with_avx2_alone(monkeypatch, flags, gpus, expected):
+def test_avx2_alone_is_without_avx512_and_gpus(monkeypatch, flags, gpus, expected):
     with_flags(monkeypatch, flags)
     monkeypatch.setattr(tf.config.experimental, "list_physical_devices", lambda kind: gpus)
-    assert machine.products_beat_kernel_gradients.__wrapped__() == expected  # without the cache
+    assert machine.only_avx2.__wrapped__() == expected  # without the cache
 
 
 def test_only_cores_available_to_the_process_are_counted(monkeypatch):
@@ -48,9 +48,9 @@ def test_only_cores_available_to_the_process_are_counted(monkeypatch):
 
 @pytest.mark.skipif(tf.VERSION.startswith("1."), reason="TensorFlow 1.15 has no such kernel")
 @pytest.mark.parametrize("onednn, gpus, expected", [(True, [], True), (False, [], False), (True, ["gpu"], False)])
-def test_normalization_rectifies_with_onednn_on_cpus_alone(monkeypatch, onednn, gpus, expected):
+def test_fused_operations_are_onednns_on_cpus_alone(monkeypatch, onednn, gpus, expected):
     from tensorflow.python.util import _pywrap_util_port
     monkeypatch.setattr(_pywrap_util_port, "IsMklEnabled", lambda: onednn)
     monkeypatch.setattr(_pywrap_util_port, "IsX86Available", lambda: True)
     monkeypatch.setattr(tf.config.experimental, "list_physical_devices", lambda kind: gpus)
-    assert machine.rectifies_in_normalization.__wrapped__() == expected  # without the cache
+    assert machine.has_fused_operations.__wrapped__() == expected  # without the cache
