@@ -45,6 +45,8 @@ NAMES = tuple(BENCHMARKED) + tuple(NETWORKS)
 # ---- Settings, here or on the command line ----
 network: one_of(("all",) + NAMES) = "all"  # all: a row for each of the short names
 blocks: integers(0, 256, most=8) = (0,)  # layers in each dense block; 0: the network's own
+growth_k: integer(0, 512) = 0  # growth rate; 0: the network's own
+image_size: integer(0, 1024) = 0  # side of the images in pixels; 0: as is usual for the network
 precision: one_of(PRECISIONS) = "float32"  # of activations and products
 memory_efficient: boolean() = False  # recompute activations in the backward pass to save memory
 train_only: settings.declared(Densenet)["train_only"] = "all"  # as in Densenet.py; but for all, GFLOP/s are of one pass
@@ -59,20 +61,22 @@ WARM_UP_STEPS = 3  # the first one chooses kernels
 PEAK_SIDE = 2048  # of the square matrices whose product shows what the machine can do
 
 
-def measure(network, blocks, precision, memory_efficient, train_only, devices, batch_size, steps):
+def measure(network, blocks, growth_k, image_size, precision, memory_efficient, train_only, devices, batch_size, steps):
     """The row of one network, measured in this process: {key: value}, as in the JSON file."""
     network_name = BENCHMARKED.get(network, network)
-    image_shape, class_num, usual_batch_size = synthetic_task(network_name)
-    config = Densenet.choose(dataset="mnist" if image_shape[2] == 1 else "cifar10", network=network_name,
-                             blocks=blocks if all(blocks) else NETWORKS[network_name]["blocks"], precision=precision,
+    (side, _, channels), class_num, usual_batch_size = synthetic_task(network_name)
+    image_shape = (image_size or side, image_size or side, channels)
+    config = Densenet.choose(dataset="mnist" if channels == 1 else "cifar10", network=network_name,
+                             blocks=blocks if all(blocks) else NETWORKS[network_name]["blocks"],
+                             growth_k=growth_k or NETWORKS[network_name]["growth_k"], precision=precision,
                              memory_efficient=memory_efficient, train_only=train_only, devices=devices,
                              batch_size=batch_size or usual_batch_size, flip_average=False, shift_average=0,  # one view
                              weight_decay=0.0, label_smoothing=0.0, ema_decay=0.0)  # plain Adam, as other programs do
     random = np.random.RandomState(0)
     labels = random.randint(0, class_num, config.batch_size)
     split = Split(np.zeros((1,) + image_shape, np.uint8), labels[:1])
-    channels = np.zeros(image_shape[2], np.float32)
-    data = DataSet(network, split, split, split, tuple(map(str, range(class_num))), channels, channels + 1, channels)
+    zeros = np.zeros(channels, np.float32)
+    data = DataSet(network, split, split, split, tuple(map(str, range(class_num))), zeros, zeros + 1, zeros)
 
     cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm)
     session_config = cluster.session_config(precision)
@@ -95,6 +99,8 @@ def measure(network, blocks, precision, memory_efficient, train_only, devices, b
     return {
         "network": network,
         "blocks": config.blocks,
+        "growth_k": config.growth_k,
+        "image_size": image_shape[0],
         "precision": precision,
         "memory_efficient": memory_efficient,
         "train_only": train_only,

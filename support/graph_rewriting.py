@@ -59,7 +59,7 @@ def _with_single_activations(graph_def, _):
     That is a _FusedBatchNormEx, or a depthwise convolution by kernels of one pixel, the scales of the channels.
     """
     nodes = {node.name: node for node in graph_def.node}
-    for node in list(graph_def.node):
+    for node in [node for node in nodes.values() if node.op in ("_FusedBatchNormEx", "_FusedDepthwiseConv2dNative")]:
         inputs, epsilon, relu = node.input[:], node.attr["epsilon"].f, True
         if node.op == "_FusedDepthwiseConv2dNative":
             x, kernel, offset = inputs
@@ -67,8 +67,6 @@ def _with_single_activations(graph_def, _):
             channels, epsilon, relu = _value(nodes[shape])[2], 0.5, b"Relu" in node.attr["fused_ops"].list.s
             inputs = [x, scale, offset] + [_constant(graph_def, "%s/%s" % (node.name, name), np.full(channels, value))
                                            for name, value in (("mean", 0.0), ("variance", 0.5))]
-        elif node.op != "_FusedBatchNormEx":
-            continue
         norm = node
         if relu:
             norm = graph_def.node.add(name=node.name + "/normalized")
