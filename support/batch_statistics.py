@@ -23,7 +23,7 @@ Compiled passes. TensorFlow's batch-normalization kernels are fast in float32 an
 oneDNN has generated code, which it has for a number of channels that fills vectors; otherwise, the same formula runs as
 element-wise operations. XLA compiles these into single passes over memory, for tensors large enough to repay the
 compilation. In float32, the kernel also rectifies, if TensorFlow has such a kernel: a pass less over memory. Where the
-statistics are known, a normalization is a depthwise convolution on processors on which that is faster.
+statistics are known, processors without AVX-512 normalize float32 by a depthwise convolution.
 
 Moving averages. `SharedStatistics` collects the batch statistics of the whole network, and the training step advances
 all moving averages together: one operation for each layer would add thousands of operations to the graph.
@@ -226,7 +226,7 @@ def normalized_by_batch(x, gamma, beta, form):
 
 
 def normalized(x, mean, variance, gamma, beta, form, training=True):
-    """gamma · (x - mean) / √(variance + ε) + beta, ended by a Form, in the faster of two ways: see `_is_fast`."""
+    """gamma · (x - mean) / √(variance + ε) + beta, ended by a Form, in the fastest way: see `_is_fast`."""
     # Variables are read here, outside: XLA ends a compiled pass where it reads a variable of another device.
     mean, variance, gamma, beta = map(tf.convert_to_tensor, (mean, variance, gamma, beta))
     if _is_fast(x, training):
@@ -340,7 +340,7 @@ def _by_convolution(x, mean, variance, gamma, beta, form):
     """As `normalized`: x · scale + offset as a convolution of each channel by a kernel of one pixel, in float32.
 
     oneDNN's code for it is as fast as copying x. On processors without AVX-512, its code for normalization takes 2 to 4
-    times as long.
+    times as long. The mean is a part of the offset: where it is many deviations from 0, digits are lost to rounding.
     """
     scale = gamma * tf.rsqrt(variance + max(form.epsilon, LEAST_EPSILON))
     kernel = tf.reshape(scale, [1, 1, int(x.shape[3]), 1])
@@ -386,7 +386,7 @@ def _kernel_gradients(x, y, mean, variance, gamma, form, dy, by_batch):
 
 
 def _is_fast(x, training=True):
-    """Whether TensorFlow's batch-normalization kernel is to be used for x.
+    """Whether one operation normalizes x, TensorFlow's kernel or a convolution, and not element-wise ones.
 
     In training it is not for maps of one pixel, where a kernel call takes longer than single operations (network
     densenet_mnist_first on a CPU: 31 instead of 27 ms a step). In inference it is, because the export folds kernels.

@@ -2,8 +2,8 @@
 
 The gradient of the kernel is a sum over images and pixels. oneDNN's kernel for it adds up one row of pixels at a time.
 In bfloat16, this fills the matrix unit badly where a row has few pixels: with AMX, maps of 3x3 pixels run at a tenth of
-the speed of the convolution itself. In float32, it is slow on processors without AVX-512. One matrix product over all
-images and pixels is faster (docs/performance.md).
+the speed of the convolution itself. In float32, that kernel is slow on processors without AVX-512. One matrix product
+over all images and pixels is faster (docs/performance.md).
 """
 
 import tensorflow.compat.v1 as tf
@@ -40,7 +40,7 @@ def conv2d(x, weights, stride, padding):
 def _product_is_faster(x, weights):
     """Whether the kernel's gradient is to be a matrix product."""
     count, rows, columns, channels = x.shape.as_list()
-    if count is None:  # in inference
+    if count is None:  # in prediction and export
         return False
     if x.dtype == tf.float32:  # with more filters than channels, the copies of dy cost more than the product gains
         return int(weights.shape[3]) <= channels and only_avx2()

@@ -19,7 +19,7 @@ import tensorflow.compat.v1 as tf
 def rewritten(graph_def, outputs):
     """Returns an inference graph that computes the same in a form for other tools; see above.
 
-    - A batch normalization in a form that only TensorFlow on a CPU knows is one and a Relu.
+    - A batch normalization in a form that only TensorFlow on a CPU knows becomes a FusedBatchNormV3 and a Relu.
     - Operations without effect are left out: Identity, Split by one, division by one.
     - What depends on constants alone is a constant.
     - A 1x1 convolution is a Conv2D.
@@ -54,9 +54,9 @@ def rewritten(graph_def, outputs):
 
 
 def _with_single_activations(graph_def, _):
-    """Replaces each normalization that TensorFlow's graph optimizer would make by a FusedBatchNormV3 and a Relu.
+    """Replaces each normalization by a private operation of TensorFlow: a FusedBatchNormV3, a Relu if it rectifies.
 
-    That is a _FusedBatchNormEx, or a depthwise convolution by kernels of one pixel, the scales of the channels.
+    Such an operation is _FusedBatchNormEx, or a depthwise convolution by kernels of one pixel: a scale per channel.
     """
     nodes = {node.name: node for node in graph_def.node}
     for node in [node for node in nodes.values() if node.op in ("_FusedBatchNormEx", "_FusedDepthwiseConv2dNative")]:
