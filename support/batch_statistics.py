@@ -350,7 +350,7 @@ def _by_convolution(x, mean, variance, gamma, beta, form):
 
 
 def _fused(kind, inputs, **attributes):
-    """The outputs of an operation on float32 that TensorFlow's graph optimizer makes and that Python cannot call."""
+    """The outputs of an operation of TensorFlow's graph optimizer, for which Python has no function, on float32."""
     return tf.get_default_graph().create_op(
         "_" + kind, list(map(tf.convert_to_tensor, inputs)), name=kind,
         attrs={name: tf.AttrValue(**value) for name, value in dict(attributes, T=FLOAT32).items()}).outputs
@@ -386,10 +386,10 @@ def _kernel_gradients(x, y, mean, variance, gamma, form, dy, by_batch):
 
 
 def _is_fast(x, training=True):
-    """Whether one operation normalizes x, TensorFlow's kernel or a convolution, and not element-wise ones.
+    """Whether x is normalized by one operation, TensorFlow's kernel or a convolution, instead of element-wise ones.
 
-    In training it is not for maps of one pixel, where a kernel call takes longer than single operations (network
-    densenet_mnist_first on a CPU: 31 instead of 27 ms a step). In inference it is, because the export folds kernels.
+    In training, maps of one pixel are not: a kernel call takes longer than element-wise operations (network
+    densenet_mnist_first on a CPU: 31 instead of 27 ms a step). In inference they are, because the export folds kernels.
     """
     return _has_fast_kernel(x) and not (training and x.shape[1:3].num_elements() == 1)
 

@@ -51,8 +51,8 @@ def _kernel_gradient(x, dy, height, width):
     """The gradient [height, width, C, filters] of the kernel, from that of the result, dy [N, H, W, filters].
 
     The kernel's value at (i, j) multiplies x at a pixel's place + (i, j) - the kernel's centre. So its gradient is
-    xᵀ · dy, where dy is shifted by as much in the opposite direction. dy has fewer channels than x in a DenseNet: it is
-    the one that is shifted.
+    xᵀ · dy, where dy is shifted by as much in the opposite direction. dy usually has fewer channels than x in a
+    DenseNet: it is the one that is shifted.
     """
     _, rows, columns, filters = dy.shape.as_list()
     down, right = height // 2, width // 2

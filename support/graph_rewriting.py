@@ -38,7 +38,7 @@ def rewritten(graph_def, outputs):
         attributes that have their default values, which older versions of TensorFlow may not know.
     """
     graph_def = tf.graph_util.extract_sub_graph(graph_def, outputs)
-    for step in (_with_single_activations, _without_idle_nodes, _with_constants, _without_idle_nodes,
+    for step in (_with_plain_normalizations, _without_idle_nodes, _with_constants, _without_idle_nodes,
                  _with_convolutions, _with_normalizations, _with_gathered_mirrors, _with_sums_of_two,
                  _with_checked_shape):
         graph_def = tf.graph_util.extract_sub_graph(step(graph_def, outputs), outputs)
@@ -53,7 +53,7 @@ def rewritten(graph_def, outputs):
     return graph_def
 
 
-def _with_single_activations(graph_def, _):
+def _with_plain_normalizations(graph_def, _):
     """Replaces each normalization by a private operation of TensorFlow: a FusedBatchNormV3, a Relu if it rectifies.
 
     Such an operation is _FusedBatchNormEx, or a depthwise convolution by kernels of one pixel: a scale per channel.
@@ -64,7 +64,8 @@ def _with_single_activations(graph_def, _):
         if node.op == "_FusedDepthwiseConv2dNative":
             x, kernel, offset = inputs
             scale, shape = nodes[_source(kernel)].input
-            channels, epsilon, relu = _value(nodes[shape])[2], 0.5, b"Relu" in node.attr["fused_ops"].list.s
+            channels, epsilon, relu = _value(nodes[_source(shape)])[2], 0.5, b"Relu" in node.attr["fused_ops"].list.s
+            # The mean is 0, and variance + epsilon is 1.
             inputs = [x, scale, offset] + [_constant(graph_def, "%s/%s" % (node.name, name), np.full(channels, value))
                                            for name, value in (("mean", 0.0), ("variance", 0.5))]
         norm = node

@@ -27,7 +27,7 @@ def fast_precision():
 
 
 def _instruction_sets():
-    """Those that Linux reports of the processor, among other words; elsewhere none."""
+    """The words of /proc/cpuinfo, which include the processor's instruction sets; not on Linux: an empty set."""
     try:
         with open("/proc/cpuinfo") as file:
             return set(file.read().split())
@@ -42,20 +42,21 @@ def only_avx2():
     Some of oneDNN's kernels for float32 are slow there, and others compute the same faster (docs/performance.md).
     """
     found = _instruction_sets()
-    return "avx2" in found and "avx512f" not in found and not _gpus()
+    return "avx2" in found and "avx512f" not in found and not gpus()
 
 
-def _gpus():
+def gpus():
+    """Returns the list of GPUs that TensorFlow can use."""
     return tf.config.experimental.list_physical_devices("GPU")
 
 
 @functools.lru_cache(maxsize=None)
 def has_fused_operations():
-    """Returns whether oneDNN's operations that rectify, too, can be used: `_FusedBatchNormEx` and the like, in float32.
+    """Returns whether `_FusedBatchNormEx` and `_FusedDepthwiseConv2dNative` can be used, in float32.
 
     TensorFlow has them for CPUs where it uses oneDNN's kernels. On a GPU, they would be placed there and do not run.
     """
-    if tf.VERSION.startswith("1.") or _gpus():
+    if tf.VERSION.startswith("1.") or gpus():
         return False
     from tensorflow.python.util import _pywrap_util_port as build  # TensorFlow 1.15 has no such module
     return build.IsMklEnabled() and build.IsX86Available()

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from support import UserError, say
+from support import UserError, machine, say
 from support.environment import quiet
 from support.heartbeat import Heartbeat
 from support.machine import cores
@@ -53,7 +53,7 @@ class Cluster:
         if self.alone:
             os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
         with quiet():  # without a GPU, CUDA says so
-            gpus = len(tf.config.experimental.list_physical_devices("GPU"))
+            gpus = len(machine.gpus())
         self.batch_size = batch_size
         if images is not None and batch_size > images:
             together = len(self.workers) * max(1, devices)

@@ -6,7 +6,7 @@ import tensorflow.compat.v1 as tf
 
 import Densenet
 import ops
-from support import batch_statistics
+from support import batch_statistics, convolution
 from support.batch_statistics import (
     Form,
     SharedStatistics,
@@ -44,9 +44,13 @@ def convolution_by_tensorflow(x):
 
 # float64 takes the same code path as bfloat16, but without rounding errors.
 @pytest.mark.parametrize("memory_efficient", [False, True])
-@pytest.mark.parametrize("dtype,compiled_from", [(tf.float32, 1), (tf.float64, 1), (tf.float64, 2 ** 20)])
+@pytest.mark.parametrize("dtype,compiled_from,avx2_alone", [
+    (tf.float32, 1, False), (tf.float32, 1, True), (tf.float64, 1, False), (tf.float64, 2 ** 20, False)])
 @pytest.mark.campaign
-def test_a_dense_block_and_its_gradients_match_float64_formulas(monkeypatch, dtype, compiled_from, memory_efficient):
+def test_a_dense_block_and_its_gradients_match_float64_formulas(monkeypatch, dtype, compiled_from, avx2_alone,
+                                                                memory_efficient):
+    for module in (batch_statistics, convolution):
+        monkeypatch.setattr(module, "only_avx2", lambda: avx2_alone)
     monkeypatch.setattr(batch_statistics, "COMPILED_FROM", compiled_from)
     random = np.random.RandomState(0)
     x_value, y_weights = 3 + random.randn(4, 5, 7, 6), random.randn(4, 5, 7, 15)

@@ -14,20 +14,22 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @pytest.mark.once
-def test_a_row_has_all_measurements(tmp_path):
+@pytest.mark.parametrize("changes, side, parameters", [([], 28, 22906), (["growth_k=6", "image_size=32"], 32, 6274)],
+                         ids=str)
+def test_a_row_has_all_measurements(tmp_path, changes, side, parameters):
     command = [sys.executable, os.path.join(REPOSITORY, "benchmark.py"), "network=mnist", "blocks=2,1", "batch_size=3",
-               "growth_k=6", "image_size=32", "steps=1", "json=rows.json"]
+               "steps=1", "json=rows.json"] + changes
     run = subprocess.run(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                          universal_newlines=True)
     assert run.returncode == 0, run.stderr
     row, = json.loads((tmp_path / "rows.json").read_text())
-    assert row["network"] == "mnist" and row["batch_size"] == 3 and row["image_size"] == 32
-    assert row["parameters"] == 6274
+    assert row["network"] == "mnist" and row["batch_size"] == 3 and row["image_size"] == side
+    assert row["parameters"] == parameters
     for key in ("images_per_second", "step_ms", "gflops", "peak_fraction", "peak_mb", "first_step_s",
                 "inference_images_per_second"):
         assert row[key] > 0, key
     assert row["images_per_second"] == pytest.approx(3e3 / row["step_ms"])
-    assert "6,274" in run.stdout
+    assert format(parameters, ",") in run.stdout
 
 
 def peer(tmp_path, text):

@@ -9,7 +9,7 @@ from support.convolution import LARGEST_SIDE, conv2d
 
 @pytest.fixture(params=[False, True], ids=["with AVX-512", "without AVX-512"])
 def products(request, monkeypatch):
-    """Whether matrix products are faster in float32, which does not depend on this machine in these tests."""
+    """Whether float32 uses matrix products: chosen by the test, not by this machine."""
     monkeypatch.setattr("support.convolution.only_avx2", lambda: request.param)
     return request.param
 
