@@ -1,12 +1,13 @@
 """Draws the pictures of README.md and docs/ as SVG files beside this one, with the standard library alone.
 
-    python docs/draw.py               all of them; the curves from curves.json
+    python docs/draw.py               all of them; the curves from curves.json, the growth from growth.json
     python docs/draw.py logs/mnist    first takes the curves from the logs of a run (this needs TensorFlow)
 """
 
 import glob
 import html
 import json
+import math
 import os
 import sys
 
@@ -203,6 +204,44 @@ def curves(runs):
     drawing.save("curves.svg")
 
 
+def growth(panels):
+    """How a step grows with the network, the batch and the images: relative to each line's first point, both axes
+    logarithmic, so that a power of x is a straight line and its exponent the slope.
+
+    Args:
+        panels: {what grows: {measured quantity: [[x, value]]}}.
+    """
+    colours = {"multiply-adds": PALE, "time": "#3d85c6", "memory": "#e69138", "memory, memory_efficient": "#6aa84f"}
+    drawing = Drawing(1120, 350)
+    for column, (title, lines) in enumerate(panels.items()):
+        left, top, width, height = 45 + 275 * column, 40, 215, 190
+        first, last = lines["time"][0][0], lines["time"][-1][0]
+        most = max(points[-1][1] / points[0][1] for points in lines.values())
+        across, up = width / math.log(last / first), height / math.log(most)  # pixels for each factor of e
+        drawing.text(left + width / 2, 18, title, 15, bold=True)
+        for power in range(math.floor(math.log2(most)) + 1):
+            y = top + height - up * math.log(2 ** power)
+            drawing.line([(left, y), (left + width, y)], "#e4e8eb", 1)
+            drawing.text(left - 6, y, "×%d" % 2 ** power, 11, "end", PALE)
+        for x, _ in lines["time"]:
+            drawing.text(left + across * math.log(x / first), top + height + 14, "%d" % x, 11, colour=PALE)
+        for number, (name, points) in enumerate(lines.items()):
+            start = points[0][1]
+            drawing.line([(left + across * math.log(x / first), top + height - up * math.log(y / start))
+                          for x, y in points], colours[name])
+            y = top + height + 38 + 18 * number
+            drawing.line([(left, y), (left + 16, y)], colours[name], 3)
+            drawing.text(left + 22, y, "%s: slope %.2f" % (name, slope(points)), 12, "start")
+    drawing.save("growth.svg")
+
+
+def slope(points):
+    """The exponent of y ~ x^slope by least squares over the logarithms of [[x, y]]."""
+    xs, ys = ([math.log(value) for value in values] for values in zip(*points))
+    middle, height = sum(xs) / len(xs), sum(ys) / len(ys)
+    return sum((x - middle) * (y - height) for x, y in zip(xs, ys)) / sum((x - middle) ** 2 for x in xs)
+
+
 def read_curves(log_dir):
     """A run's curves, from TensorBoard's files."""
     import tensorflow.compat.v1 as tf
@@ -228,6 +267,8 @@ def main(log_dirs):
     path = os.path.join(HERE, "curves.json")
     with open(path) as file:
         runs = json.load(file)
+    with open(os.path.join(HERE, "growth.json")) as file:
+        panels = json.load(file)
     for log_dir in log_dirs:
         log_dir = os.path.normpath(log_dir)
         name = os.path.basename(log_dir)
@@ -241,6 +282,7 @@ def main(log_dirs):
     network()
     side_by_side()
     curves(runs)
+    growth(panels)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def _kernel_gradient(x, dy, height, width):
     _, rows, columns, filters = dy.shape.as_list()
     down, right = height // 2, width // 2
     padded = tf.pad(dy, [[0, 0], [down, down], [right, right], [0, 0]])
-    shifted = [padded[:, 2 * down - i:2 * down - i + rows, 2 * right - j:2 * right - j + columns]
+    size = tf.constant([-1, rows, columns, -1])  # one constant for all of them: slices in Python make four each
+    shifted = [tf.slice(padded, [0, 2 * down - i, 2 * right - j, 0], size)
                for i in range(height) for j in range(width)]
     channels = int(x.shape[3])
     product = tf.matmul(tf.reshape(x, [-1, channels]),
