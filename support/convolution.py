@@ -57,7 +57,7 @@ def _kernel_gradient(x, dy, height, width):
     _, rows, columns, filters = dy.shape.as_list()
     down, right = height // 2, width // 2
     padded = tf.pad(dy, [[0, 0], [down, down], [right, right], [0, 0]])
-    size = tf.constant([-1, rows, columns, -1])  # one constant for all of them: slices in Python make four each
+    size = tf.constant([-1, rows, columns, -1])  # once for all: padded[…] would make three constants for each
     shifted = [tf.slice(padded, [0, 2 * down - i, 2 * right - j, 0], size)
                for i in range(height) for j in range(width)]
     channels = int(x.shape[3])
