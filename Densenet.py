@@ -37,7 +37,7 @@ from support.augmentation import batches_of_steps
 from support.batch_statistics import SharedStatistics, advance_moving_statistics
 from support.data import class_weights_of
 from support.download import Unavailable
-from support.evaluation import evaluate_split, outputs_of, views_of
+from support.evaluation import Outputs, evaluate_split, outputs_of, views_of
 from support.explanations import mean_over_views
 from support.machine import PRECISIONS
 from support.networks import NETWORKS, STEMS, pools_first, transition_width
@@ -284,22 +284,19 @@ def network_of(images, config, class_num, training, shared=None):
 def inference(images, config, class_num):
     """The network after training, by the moving averages, on normalized images [N, H, W, C].
 
-    Returns the DenseNet's logits, features and embedding, each the mean over the views of an image.
+    Returns the DenseNet's Outputs, each the mean over the views of an image.
     """
     views = views_of(images, config.flip_average, config.shift_average)
     with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
         net = network_of(tf.concat(views, 0), config, class_num, training=False)
     logits, embedding = (tf.add_n(tf.split(x, len(views))) / len(views) for x in (net.model, net.embedding))
     features = mean_over_views(net.features, len(views), config.flip_average)
-    return types.SimpleNamespace(logits=logits, embedding=embedding, features=features)
+    return Outputs(logits, features, embedding)
 
 
 def build_evaluation(images, labels, config, class_num, cluster):
     """The part of the graph that `evaluate_split` runs: see `support.evaluation.outputs_of`."""
-    parts = []
-    for replica, part in zip(cluster.replicas, cluster.split(images)):
-        with tf.device(replica.device):
-            parts.append(inference(part, config, class_num))
+    parts = cluster.on_each_replica(lambda _, its_images: inference(its_images, config, class_num), images)
     with tf.name_scope("evaluation"):
         return outputs_of(images, labels, parts, loss_of)
 
@@ -312,20 +309,22 @@ def build_training(images, labels, rate, stop_request, config, data, cluster):
     """
     optimizer = optimizer_of(config, rate)
     class_weights = class_weights_of(data, config.class_weights)
-    values = []  # of each replica: the tensors whose means are taken
-    for replica, its_images, its_labels in zip(cluster.replicas, cluster.split(images), cluster.split(labels)):
-        with replica.scope():
-            shared = SharedStatistics(replica)
-            logits = network_of(its_images, config, len(data.class_names), True, shared).model
-            with tf.name_scope("loss"):
-                cost = tf.reduce_mean(loss_of(logits, its_labels, config.label_smoothing, class_weights))
-            with tf.name_scope("accuracy"):
-                accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1), its_labels), tf.float32))
-            gradients, variables = zip(*optimizer.compute_gradients(
-                cost, trained_variables(config.train_only), gate_gradients=tf.train.Optimizer.GATE_NONE))
-            moving, mean, variance = shared.collected()  # the variables in `moving` are those of all replicas
-            values.append([cost, accuracy, stop_request, *gradients, mean, variance])
-    cost, accuracy, stop, *gradients, mean, variance = cluster.mean(values)
+    variables, moving = [], []  # those of all replicas
+
+    def of_replica(replica, its_images, its_labels):
+        shared = SharedStatistics(replica)
+        logits = network_of(its_images, config, len(data.class_names), True, shared).model
+        with tf.name_scope("loss"):
+            cost = tf.reduce_mean(loss_of(logits, its_labels, config.label_smoothing, class_weights))
+        with tf.name_scope("accuracy"):
+            accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1), its_labels), tf.float32))
+        gradients, variables[:] = zip(*optimizer.compute_gradients(
+            cost, trained_variables(config.train_only), gate_gradients=tf.train.Optimizer.GATE_NONE))
+        moving[:], mean, variance = shared.collected()
+        return [cost, accuracy, stop_request, *gradients, mean, variance]
+
+    cost, accuracy, stop, *gradients, mean, variance = cluster.mean(cluster.on_each_replica(
+        of_replica, images, labels, alike=not config.dropout_rate))  # dropout has other masks in each replica
     with tf.name_scope("optimizer"):
         train = optimizer.apply_gradients(list(zip(gradients, variables)))
         with tf.control_dependencies([train]):  # counts each step, also those that float16's loss scaling skips

@@ -1,5 +1,6 @@
 """How is a network evaluated on a split, and which metrics result?"""
 
+import collections
 import dataclasses
 import math
 import types
@@ -17,6 +18,9 @@ MATRIX_CLASSES = 200  # with more classes there is no confusion matrix, which wo
 UNBALANCED = 1.5  # times as many images in the largest class as in the smallest
 TOP_5_CLASSES = 10  # with more classes, the accuracy among the five most probable classes is counted
 LISTED_CONFUSIONS = 200  # in the metrics, where there is no confusion matrix
+
+# Of a network after training, tensors [N, classes], [N, H, W, C] and [N, C]: see `Densenet.DenseNet`.
+Outputs = collections.namedtuple("Outputs", "logits features embedding")
 
 
 @dataclasses.dataclass
@@ -260,16 +264,16 @@ def outputs_of(images, labels, parts, loss_of):
 
     Args:
         images, labels: the placeholders, [N, H, W, C] and [N].
-        parts: what `Densenet.inference` returns, for each part of the images.
+        parts: the Outputs of each part of the images.
         loss_of: `Densenet.loss_of`.
     Returns:
         images, labels; of each image [N] `losses`, `predicted`, its class, `probabilities`, that of the class, and
         `in_top_5`, whether the true class is among the five most probable ones; `embedding` [N, channels]; `maps`
         [N, h, w], the class activation map of the predicted class.
     """
-    logits, embedding = (tf.concat([getattr(part, name) for part in parts], 0) for name in ("logits", "embedding"))
+    logits, features, embedding = (tf.concat(each, 0) for each in zip(*parts))
     predicted = tf.argmax(logits, 1)
-    maps = class_maps(tf.concat([part.features for part in parts], 0), classifier_kernel(), predicted)
+    maps = class_maps(features, classifier_kernel(), predicted)
     return types.SimpleNamespace(
         images=images, labels=labels, losses=loss_of(logits, labels), embedding=embedding, predicted=predicted,
         maps=maps, probabilities=tf.reduce_max(tf.nn.softmax(logits), 1), in_top_5=in_top(logits, labels, 5))

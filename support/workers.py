@@ -12,7 +12,7 @@ from support import UserError, machine, say
 from support.environment import quiet
 from support.heartbeat import Heartbeat
 from support.machine import cores
-from support.replicas import Replica, all_sum
+from support.replicas import Replica, all_sum, on_each
 
 ROLES = ("chief", "master", "worker", "evaluator")  # in TF_CONFIG's cluster; the last does not train
 _GROUP = 1  # group number of collective operations, see support/replicas.py
@@ -152,9 +152,15 @@ class Cluster:
 
     # In the graph
 
-    def split(self, x):
-        """Splits a tensor [N, ...] into one part for each replica of this process."""
-        return tf.split(x, self.devices) if self.devices > 1 else [x]
+    def on_each_replica(self, build, *inputs, alike=True):
+        """Builds the same part of the graph on each replica of this process: see `support.replicas.on_each`.
+
+        Args:
+            build, alike: as there.
+            inputs: tensors [N, ...], of which each replica gets a part.
+        """
+        parts = [tf.split(x, self.devices) if self.devices > 1 else [x] for x in inputs]
+        return on_each(self.replicas, build, list(zip(*parts)), alike)
 
     def mean(self, values):
         """Averages float32 tensors over all replicas of all processes.

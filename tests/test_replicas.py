@@ -1,0 +1,81 @@
+"""Copies of a part of the graph, compared with the same part as Python builds it for each replica."""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from helpers import before_the_first_step
+
+from support.replicas import Replica, on_each
+
+
+def both_ways(build, alike):
+    """What `on_each` returns for three replicas that get the rows 0, 1 and 2; the names of its operations."""
+    with tf.Graph().as_default() as graph, tf.Session() as sess:
+        rows = tf.unstack(tf.constant([[1.0, 2.0], [3.0, 5.0], [8.0, 13.0]]))
+        replicas = [Replica(index, 3, "/cpu:0", index == 0, False) for index in range(3)]
+        results = on_each(replicas, build, [[row] for row in rows], alike)
+        sess.run(tf.global_variables_initializer())
+        return sess.run(results), {operation.name: operation for operation in graph.get_operations()}
+
+
+def test_copies_compute_what_python_would_have_built():
+    calls = []
+
+    def build(replica, row):
+        calls.append(replica.index)
+        weights = tf.get_variable("weights", [2], initializer=tf.constant_initializer([2.0, -1.0]), use_resource=True)
+        doubled = tf.identity(2 * row, "unstack")  # the name that the rows have outside
+        with tf.control_dependencies([tf.group(doubled)]):
+            loss = tf.reduce_sum(tf.square(weights * row) + tf.split(doubled, 2)[1])
+        return [loss, *tf.gradients(loss, [weights, row])]
+
+    built, _ = both_ways(build, alike=False)
+    assert calls == [0, 1, 2]
+    copied, operations = both_ways(build, alike=True)
+    assert calls == [0, 1, 2, 0]
+    for first, second, row in zip(built, copied, np.array([[1.0, 2.0], [3.0, 5.0], [8.0, 13.0]])):
+        loss = np.sum(np.square([2, -1] * row)) + 4 * row[1]
+        for values in (first, second):
+            np.testing.assert_allclose(values[0], loss, rtol=1e-6)
+            np.testing.assert_allclose(values[1], 2 * np.array([2, -1]) * row ** 2, rtol=1e-6)
+            np.testing.assert_allclose(values[2], 2 * np.array([4, 1]) * row + [0, 4], rtol=1e-6)
+    read = {x.op.name for name, operation in operations.items() if name.startswith("replica_2/")
+            for x in operation.inputs if not x.name.startswith("replica_2/")}
+    assert read == {"weights", "unstack"}
+
+
+def test_what_belongs_to_all_replicas_is_not_copied():
+    shared = []
+
+    def build(_, row):
+        if not shared:
+            with tf.name_scope(None), tf.name_scope("outside"):
+                shared.append(tf.constant(7.0))
+        return [shared[0], row + shared[0]]
+
+    results, operations = both_ways(build, alike=True)
+    assert [result[0] for result in results] == [7.0] * 3
+    np.testing.assert_array_equal([result[1] for result in results], [[8, 9], [10, 12], [15, 20]])
+    assert [name for name in operations if name.endswith("outside/Const")] == ["outside/Const"]
+
+
+@pytest.mark.parametrize("changes", [
+    dict(flip_average=True, ema_decay=0.9), dict(sync_batch_norm=True, memory_efficient=True)], ids=str)
+def test_a_step_on_copies_is_that_of_networks_built_by_python(tiny_mnist, monkeypatch, changes):
+    values, devices = [], []
+    for alike in (True, False):
+        if not alike:
+            monkeypatch.setattr("support.workers.on_each", lambda replicas, build, inputs, _: on_each(
+                replicas, build, inputs, alike=False))
+        with before_the_first_step(tiny_mnist, devices=2, **changes) as (sess, net, images, labels):
+            feed = {net.images: images, net.labels: labels, net.rate: 0.01}
+            for _ in range(2):
+                step = sess.run([net.train, net.cost, net.accuracy], feed)
+            values.append([*step[1:], *sess.run([net.test.losses, net.test.embedding, net.test.maps], feed),
+                           *sess.run(tf.global_variables())])
+            devices.append({operation.name.split("/")[0]: operation.device for operation in
+                            sess.graph.get_operations() if operation.type == "Conv2D"
+                            and operation.name.startswith("replica_")})
+    for copied, built in zip(*values):
+        np.testing.assert_array_equal(copied, built)
+    assert devices[0] == devices[1] and set(devices[0]) == {"replica_0", "replica_1"}
