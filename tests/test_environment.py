@@ -180,9 +180,19 @@ def test_the_environment_is_set_before_tensorflow_is_imported_and_its_log_sifted
     assert not any(text in process.stderr for text in hidden), process.stderr
 
 
+def test_a_package_is_absent_for_a_while():
+    with environment.absent("this_module_is_not_imported"), pytest.raises(ImportError):
+        import this_module_is_not_imported  # noqa: F401
+    assert "this_module_is_not_imported" not in sys.modules
+    with environment.absent("pytest"):
+        import pytest as again
+    assert again is pytest
+
+
 @pytest.mark.campaign
-def test_importing_the_program_prints_nothing():
+def test_importing_the_program_prints_nothing_and_leaves_scikit_learn_for_later():
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
-    process = subprocess.run([sys.executable, "-c", "import Densenet"], stdout=subprocess.PIPE,
+    code = "import sys, Densenet; assert 'sklearn' not in sys.modules; import sklearn.datasets"
+    process = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, universal_newlines=True, env=dict(inherited, PYTHONPATH=ROOT))
     assert process.returncode == 0 and process.stdout == ""
