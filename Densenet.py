@@ -309,7 +309,7 @@ def build_training(images, labels, rate, stop_request, config, data, cluster):
     """
     optimizer = optimizer_of(config, rate)
     class_weights = class_weights_of(data, config.class_weights)
-    variables, moving = [], []  # those of all replicas
+    variables, moving = [], []  # the same for every replica; set by of_replica
 
     def of_replica(replica, its_images, its_labels):
         shared = SharedStatistics(replica)

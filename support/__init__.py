@@ -8,7 +8,7 @@
     optimizers          Adam with weight decay, momentum, and the paper's recipe
     weight_average      averages of the weights over the steps, and where they are used instead
     batch_statistics    how layers share batch statistics; recomputation; compiled passes
-    convolution         how a convolution of small maps gets its gradient fast in bfloat16
+    convolution         how a convolution gets its gradient fast on a CPU
     tflearn_pooling     how tflearn's pooling is used without its side effects
 
     data                what a data set is; the validation split; normalization

@@ -102,7 +102,8 @@ def absent(name):
         del sys.modules[name]
 
 
-# Keras, which TensorFlow imports, imports scikit-learn where it finds it: a fifth of the whole time, for nothing here.
+# Keras, which TensorFlow imports, imports scikit-learn where it finds it. That is a fifth of the time of TensorFlow's
+# import, and nothing here needs it. In this process, Keras' wrappers for scikit-learn say that it is not installed.
 with quiet(), absent("sklearn"), warnings.catch_warnings():
     if not _SHOW_ALL:  # NumPy's, about TensorFlow 1.15's own files
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(tensorflow|tensorboard)\b")

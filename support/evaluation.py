@@ -264,7 +264,7 @@ def outputs_of(images, labels, parts, loss_of):
 
     Args:
         images, labels: the placeholders, [N, H, W, C] and [N].
-        parts: the Outputs of each part of the images.
+        parts: for each part of the images, its Outputs or a list in their order.
         loss_of: `Densenet.loss_of`.
     Returns:
         images, labels; of each image [N] `losses`, `predicted`, its class, `probabilities`, that of the class, and

@@ -27,17 +27,17 @@ def on_each(replicas, build, inputs, alike=True):
         inputs: for each replica, a list of tensors, which are alike in type and shape.
         alike: whether the parts differ in their inputs and devices alone. If not, Python builds each of them.
     Returns:
-        for each replica, what `build` returns.
+        for each replica, a list of tensors.
     """
-    results, scopes = [], []
+    results, first_scope = [], None
     for replica, its_inputs in zip(replicas, inputs):
         with replica.scope() as scope:
             if results and alike:
                 replaced = {x.name: its_own for x, its_own in zip(inputs[0], its_inputs)}
-                results.append(_copied(results[0], scopes[0], scope, replaced))
+                results.append(_copied(results[0], first_scope, scope, replaced))
             else:
-                results.append(build(replica, *its_inputs))
-                scopes.append(scope)
+                results.append(list(build(replica, *its_inputs)))
+                first_scope = first_scope or scope
     return results
 
 
@@ -45,7 +45,7 @@ def _copied(tensors, scope, new_scope, replaced):
     """Copies of tensors and of the operations of a name scope that compute them, on the device of the context.
 
     Args:
-        tensors: a list. Those of other scopes are not copied.
+        tensors: a list. Those of other scopes are not copied, but may be replaced.
         scope, new_scope: the name scopes of originals and copies, with a slash at the end.
         replaced: {name of a tensor of another scope: what the copies read instead}. What else they read of other
             scopes, such as variables, is shared.
@@ -57,20 +57,22 @@ def _copied(tensors, scope, new_scope, replaced):
         if operation.name not in found:
             found[operation.name] = operation
             read.update((x.name, x) for x in operation.inputs if not x.name.startswith(scope))
-            waiting += [x.op for x in operation.inputs if x.name.startswith(scope)] + list(operation.control_inputs)
-    definition = tf.GraphDef()
+            before = [x.op for x in operation.inputs] + list(operation.control_inputs)
+            waiting += [operation for operation in before if operation.name.startswith(scope)]
+    # The graph gets the lowest of all versions that are imported, and without this it would be 0.
+    definition = tf.GraphDef(versions=tf.get_default_graph().graph_def_versions)
     for operation in found.values():
         node = definition.node.add()
         node.CopyFrom(operation.node_def)
         node.name = new_scope + node.name[len(scope):]
-        node.device = ""
-        node.attr.pop("_class", None)  # to be on the device of another operation: here all are on one
+        node.device = ""  # a variable is read on its own device, whatever the copy of the reading asks for
+        node.attr.pop("_class", None)  # to be on the device of another operation, which has another name in the copy
         for place, source in enumerate(node.input):  # name, name:1, or ^name
             node.input[place] = re.sub(r"^(\^?)" + re.escape(scope), r"\1" + new_scope, source)
     read.update((name, tensor) for name, tensor in replaced.items() if name in read)
     copies = iter(tf.import_graph_def(
         definition, read, [new_scope + tensor.name[len(scope):] for tensor in wanted], name=""))
-    return [next(copies) if tensor.name.startswith(scope) else tensor for tensor in tensors]
+    return [next(copies) if tensor.name.startswith(scope) else replaced.get(tensor.name, tensor) for tensor in tensors]
 
 
 class Replica:
@@ -78,7 +80,6 @@ class Replica:
 
     Attributes:
         index, count: its number, and the number of replicas in all processes.
-        name: of the name scope of its operations, where there are several.
         device: the device's name; empty for TensorFlow's own choice.
         has_variables: whether its device holds the variables, which is so for the first replica of each process.
         sync_batch_norm: whether batch normalization takes its statistics over all replicas.
@@ -87,7 +88,6 @@ class Replica:
     def __init__(self, index, count, device, has_variables, sync_batch_norm):
         self.index = index
         self.count = count
-        self.name = "replica_%d" % index
         self.device = device
         self.has_variables = has_variables
         self.sync_batch_norm = sync_batch_norm
@@ -100,7 +100,7 @@ class Replica:
         Its value is the name scope, with a slash at its end.
         """
         with tf.device(self.device), contextlib.ExitStack() as stack:
-            scope = stack.enter_context(tf.name_scope(self.name)) if self.count > 1 else ""
+            scope = stack.enter_context(tf.name_scope("replica_%d" % self.index)) if self.count > 1 else ""
             if not self.has_variables:
                 stack.enter_context(tf.variable_scope(tf.get_variable_scope(), reuse=True))
             yield scope
@@ -114,5 +114,5 @@ class Replica:
         return function(x)
 
     def _mean(self, x):
-        self._number += 1  # the same in every replica, as all build the same graph
+        self._number += 1  # the same in every replica, as all build the same graph or copy it
         return all_sum(x, self.count, _GROUP, self._number) / self.count

@@ -157,7 +157,7 @@ class Cluster:
 
         Args:
             build, alike: as there.
-            inputs: tensors [N, ...], of which each replica gets a part.
+            inputs: tensors [N, ...], of which each replica gets an equal part.
         """
         parts = [tf.split(x, self.devices) if self.devices > 1 else [x] for x in inputs]
         return on_each(self.replicas, build, list(zip(*parts)), alike)

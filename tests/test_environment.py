@@ -180,10 +180,13 @@ def test_the_environment_is_set_before_tensorflow_is_imported_and_its_log_sifted
     assert not any(text in process.stderr for text in hidden), process.stderr
 
 
-def test_a_package_is_absent_for_a_while():
-    with environment.absent("this_module_is_not_imported"), pytest.raises(ImportError):
-        import this_module_is_not_imported  # noqa: F401
-    assert "this_module_is_not_imported" not in sys.modules
+def test_a_package_is_absent_for_a_while(tmp_path, monkeypatch):
+    (tmp_path / "only_for_this_test.py").write_text("found = True\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with environment.absent("only_for_this_test"), pytest.raises(ImportError):
+        import only_for_this_test
+    import only_for_this_test
+    assert only_for_this_test.found
     with environment.absent("pytest"):
         import pytest as again
     assert again is pytest

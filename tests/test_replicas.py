@@ -51,18 +51,20 @@ def test_what_belongs_to_all_replicas_is_not_copied():
         if not shared:
             with tf.name_scope(None), tf.name_scope("outside"):
                 shared.append(tf.constant(7.0))
-        return [shared[0], row + shared[0]]
+        return [shared[0], row + shared[0], row]
 
     results, operations = both_ways(build, alike=True)
     assert [result[0] for result in results] == [7.0] * 3
     np.testing.assert_array_equal([result[1] for result in results], [[8, 9], [10, 12], [15, 20]])
+    np.testing.assert_array_equal([result[2] for result in results], [[1, 2], [3, 5], [8, 13]])
     assert [name for name in operations if name.endswith("outside/Const")] == ["outside/Const"]
 
 
 @pytest.mark.parametrize("changes", [
-    dict(flip_average=True, ema_decay=0.9), dict(sync_batch_norm=True, memory_efficient=True)], ids=str)
+    dict(sync_batch_norm=True, memory_efficient=True), dict(precision="float16", train_only="last_block"),
+    dict(precision="bfloat16", flip_average=True, ema_decay=0.9)], ids=str)
 def test_a_step_on_copies_is_that_of_networks_built_by_python(tiny_mnist, monkeypatch, changes):
-    values, devices = [], []
+    values, devices, versions = [], [], []
     for alike in (True, False):
         if not alike:
             monkeypatch.setattr("support.workers.on_each", lambda replicas, build, inputs, _: on_each(
@@ -73,9 +75,10 @@ def test_a_step_on_copies_is_that_of_networks_built_by_python(tiny_mnist, monkey
                 step = sess.run([net.train, net.cost, net.accuracy], feed)
             values.append([*step[1:], *sess.run([net.test.losses, net.test.embedding, net.test.maps], feed),
                            *sess.run(tf.global_variables())])
-            devices.append({operation.name.split("/")[0]: operation.device for operation in
-                            sess.graph.get_operations() if operation.type == "Conv2D"
-                            and operation.name.startswith("replica_")})
+            devices.append({operation.name: operation.device for operation in sess.graph.get_operations()
+                            if operation.type == "Conv2D" and "gradients" not in operation.name})
+            versions.append(sess.graph.graph_def_versions.producer)
     for copied, built in zip(*values):
         np.testing.assert_array_equal(copied, built)
-    assert devices[0] == devices[1] and set(devices[0]) == {"replica_0", "replica_1"}
+    assert devices[0] == devices[1] and len(set(devices[0].values())) == 2
+    assert versions[0] == versions[1] > 0
