@@ -62,7 +62,7 @@ def test_what_belongs_to_all_replicas_is_not_copied():
 
 @pytest.mark.parametrize("changes", [
     dict(sync_batch_norm=True, memory_efficient=True), dict(precision="float16", train_only="last_block"),
-    dict(precision="bfloat16", flip_average=True, ema_decay=0.9)], ids=str)
+    pytest.param(dict(precision="bfloat16", flip_average=True, ema_decay=0.9), marks=pytest.mark.once)], ids=str)
 def test_a_step_on_copies_is_that_of_networks_built_by_python(tiny_mnist, monkeypatch, changes):
     values, devices, versions = [], [], []
     for alike in (True, False):
