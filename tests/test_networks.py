@@ -14,7 +14,7 @@ def parameters(network, image_shape, class_num):
     chosen = {name: value for name, value in NETWORKS[network].items() if name not in ("image_size", "crop_area")}
     sizes = {}
 
-    def constant_of(_, name, shape, trainable=True, **__):
+    def constant_of(name, shape, trainable=True, **_):
         assert name not in sizes
         sizes[name] = int(np.prod(shape)) if trainable else 0
         return tf.zeros(shape)
