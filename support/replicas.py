@@ -56,9 +56,9 @@ def _copied(tensors, scope, new_scope, replaced):
         operation = waiting.pop()
         if operation.name not in found:
             found[operation.name] = operation
-            read.update((x.name, x) for x in operation.inputs if not x.name.startswith(scope))
+            read.update((x.name, replaced.get(x.name, x)) for x in operation.inputs if not x.name.startswith(scope))
             before = [x.op for x in operation.inputs] + list(operation.control_inputs)
-            waiting += [operation for operation in before if operation.name.startswith(scope)]
+            waiting += [each for each in before if each.name.startswith(scope)]
     # The graph gets the lowest of all versions that are imported, and without this it would be 0.
     definition = tf.GraphDef(versions=tf.get_default_graph().graph_def_versions)
     for operation in found.values():
@@ -69,7 +69,6 @@ def _copied(tensors, scope, new_scope, replaced):
         node.attr.pop("_class", None)  # to be on the device of another operation, which has another name in the copy
         for place, source in enumerate(node.input):  # name, name:1, or ^name
             node.input[place] = re.sub(r"^(\^?)" + re.escape(scope), r"\1" + new_scope, source)
-    read.update((name, tensor) for name, tensor in replaced.items() if name in read)
     copies = iter(tf.import_graph_def(
         definition, read, [new_scope + tensor.name[len(scope):] for tensor in wanted], name=""))
     return [next(copies) if tensor.name.startswith(scope) else replaced.get(tensor.name, tensor) for tensor in tensors]

@@ -8,8 +8,8 @@ from helpers import before_the_first_step
 from support.replicas import Replica, on_each
 
 
-def both_ways(build, alike):
-    """What `on_each` returns for three replicas that get the rows 0, 1 and 2; the names of its operations."""
+def on_three_replicas(build, alike):
+    """(The values that `on_each` gives for three replicas, each with a row; the graph's operations by name)."""
     with tf.Graph().as_default() as graph, tf.Session() as sess:
         rows = tf.unstack(tf.constant([[1.0, 2.0], [3.0, 5.0], [8.0, 13.0]]))
         replicas = [Replica(index, 3, "/cpu:0", index == 0, False) for index in range(3)]
@@ -29,9 +29,9 @@ def test_copies_compute_what_python_would_have_built():
             loss = tf.reduce_sum(tf.square(weights * row) + tf.split(doubled, 2)[1])
         return [loss, *tf.gradients(loss, [weights, row])]
 
-    built, _ = both_ways(build, alike=False)
+    built, _ = on_three_replicas(build, alike=False)
     assert calls == [0, 1, 2]
-    copied, operations = both_ways(build, alike=True)
+    copied, operations = on_three_replicas(build, alike=True)
     assert calls == [0, 1, 2, 0]
     for first, second, row in zip(built, copied, np.array([[1.0, 2.0], [3.0, 5.0], [8.0, 13.0]])):
         loss = np.sum(np.square([2, -1] * row)) + 4 * row[1]
@@ -53,7 +53,7 @@ def test_what_belongs_to_all_replicas_is_not_copied():
                 shared.append(tf.constant(7.0))
         return [shared[0], row + shared[0], row]
 
-    results, operations = both_ways(build, alike=True)
+    results, operations = on_three_replicas(build, alike=True)
     assert [result[0] for result in results] == [7.0] * 3
     np.testing.assert_array_equal([result[1] for result in results], [[8, 9], [10, 12], [15, 20]])
     np.testing.assert_array_equal([result[2] for result in results], [[1, 2], [3, 5], [8, 13]])
