@@ -4,6 +4,7 @@ import glob
 import os
 import re
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from support import UserError, say
@@ -36,9 +37,7 @@ class Checkpoints:
         # The Saver deletes nothing: it loses its list of old checkpoints when the process ends. `_save` deletes them.
         self.saver = tf.train.Saver(max_to_keep=None, save_relative_paths=True)
         self._savers = {}  # for checkpoints with other names, by these names
-        with tf.name_scope("finite"):
-            self._finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(variable)) for variable
-                                          in tf.global_variables() if variable.dtype.base_dtype.is_floating])
+        self._floating = [variable for variable in tf.global_variables() if variable.dtype.base_dtype.is_floating]
 
     def save(self, session, step):
         """Saves the newest checkpoint, `dense.ckpt-<step>`."""
@@ -49,7 +48,8 @@ class Checkpoints:
         self._save(session, "best", step, 1)
 
     def _save(self, session, folder, step, keep):
-        if not session.run(self._finite):  # a finite loss can have an infinite gradient
+        # A finite loss can have an infinite gradient. Operations for this take seconds to build in a deep network.
+        if not all(np.isfinite(value).all() for value in session.run(self._floating)):
             raise UserError("step %d made weights infinite: lower init_learning_rate or raise epsilon; this is not "
                             "saved, the checkpoints before it are kept" % step)
         path = os.path.join(self.directory.path, folder)

@@ -29,7 +29,7 @@ def advance_averages(train, variables, decay):
         # Subtracted before the cast: TensorFlow 1.15's optimizer lets a cast of what is read lose the dependency above.
         before = tf.cast(tf.train.get_global_step().read_value() - 1, tf.float32)
         share = 1 - tf.minimum(decay, before / (before + 10))
-        return tf.group(*(average.assign_sub(share * (average.read_value() - variable.read_value()), read_value=False)
+        return tf.group(*(average.assign_sub(share * (average.value() - variable.value()), read_value=False)
                           for average, variable in zip(averages, variables)))
 
 

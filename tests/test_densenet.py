@@ -25,6 +25,7 @@ from ops import (
     conv_layer,
 )
 from support import UserError
+from support.workers import Cluster
 
 
 def numpy_logits(images, weights, blocks, bottleneck, pooling):
@@ -144,7 +145,8 @@ class DescribedDenseNet:
 def trained_twice(build, side):
     """Logits and variables of a network after two training steps; `build`: from images and a bool tensor to logits."""
     batches = np.random.RandomState(0).randn(2, 4, side, side, 1).astype(np.float32)
-    with tf.Graph().as_default(), tf.Session() as sess:
+    # The session of a run: TensorFlow's graph optimizer, which it leaves out, takes longer than the steps.
+    with tf.Graph().as_default(), tf.Session(config=Cluster(4, 1).session_config()) as sess:
         tf.set_random_seed(1)
         images, training = tf.placeholder(tf.float32, [4, side, side, 1]), tf.placeholder(tf.bool, [])
         logits, *others = build(images, training)
