@@ -84,10 +84,12 @@ def measure(network, blocks, growth_k, image_size, precision, memory_efficient, 
         sess.run(tf.constant(0))
     bare = peak_megabytes()
     with tf.Graph().as_default(), tf.Session(config=session_config) as sess:
+        start = time.perf_counter()
         net = Densenet.build_graph(data, config, cluster)
+        sess.run(net.initialize)
+        build = time.perf_counter() - start
         images = random.standard_normal((config.batch_size,) + image_shape).astype(np.float32)
         feed = {net.images: images, net.labels: labels, net.rate: config.init_learning_rate}
-        sess.run(net.initialize)
         first_step, training = seconds(lambda: sess.run([net.train, net.cost, net.accuracy], feed), steps)
         used = peak_megabytes() - bare
         _, inference = seconds(lambda: sess.run([net.test.losses, net.test.predicted], feed), steps)
@@ -113,6 +115,7 @@ def measure(network, blocks, growth_k, image_size, precision, memory_efficient, 
         "gflops": gflops,
         "peak_fraction": gflops / peak_gflops(precision),
         "peak_mb": used,
+        "build_s": build,
         "first_step_s": first_step,
         "inference_images_per_second": config.batch_size / inference,
         "tensorflow": tf.VERSION,
@@ -161,6 +164,7 @@ def table(rows):
         ("GFLOP/s", "%7s", lambda row: "%.0f" % row["gflops"]),
         ("of peak", "%7s", lambda row: "%.0f%%" % (100 * row["peak_fraction"])),
         ("MB", "%6s", lambda row: "%.0f" % row["peak_mb"]),
+        ("build s", "%7s", lambda row: "%.1f" % row["build_s"]),
         ("first step s", "%12s", lambda row: "%.1f" % row["first_step_s"]),
         ("inference images/s", "%18s", lambda row: "%.1f" % row["inference_images_per_second"]),
     )

@@ -25,7 +25,7 @@ def test_a_row_has_all_measurements(tmp_path, changes, side, parameters):
     row, = json.loads((tmp_path / "rows.json").read_text())
     assert row["network"] == "mnist" and row["batch_size"] == 3 and row["image_size"] == side
     assert row["parameters"] == parameters
-    for key in ("images_per_second", "step_ms", "gflops", "peak_fraction", "peak_mb", "first_step_s",
+    for key in ("images_per_second", "step_ms", "gflops", "peak_fraction", "peak_mb", "build_s", "first_step_s",
                 "inference_images_per_second"):
         assert row[key] > 0, key
     assert row["images_per_second"] == pytest.approx(3e3 / row["step_ms"])
