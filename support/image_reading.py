@@ -61,7 +61,9 @@ def read_image(path, side, channels, pixel_range=None, truncated=False, notes=No
         if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-        image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (side, side), Image.BILINEAR)
+        mode = "L" if channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)  # which copies even where nothing changes
+        image = ImageOps.fit(image, (side, side), Image.BILINEAR)
         return np.asarray(image).reshape(side, side, channels)
 
 
