@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 
 from support.file_reading import DataError, shortened
+from support.prefetch import mapped_by_threads
 
 MOST_MEASURED = 60000  # maximum number of training images, evenly spaced, for computing mean and deviation
 NEAR_EMPTY = 5  # training images of a class
@@ -138,14 +139,13 @@ def _statistics(images):
         images = getattr(images, "subset", images.__getitem__)(np.arange(0, len(images), step))
     count, height, width, channels = images.shape
     some = max(1, CHUNK_PIXELS // (height * width))
-    # Sums of whole numbers are exact. Both are of rows at first: NumPy is slow along an axis as short as the channels'.
-    total, of_squares = np.zeros([2, width * channels], np.int64)
-    for start in range(0, count, some):
+
+    def sums(start):  # of whole numbers, which are exact; of columns: NumPy is slow along an axis as short as C
         rows = images[start:start + some].reshape(-1, width * channels)
-        total += rows.sum(0, dtype=np.int64)
-        of_squares += np.square(rows, dtype=np.uint16).sum(0, dtype=np.int64)
-    mean, mean_square = (np.reshape(sums, (width, channels)).sum(0) / (count * height * width)
-                         for sums in (total, of_squares))
+        return rows.sum(0, dtype=np.int64), np.square(rows, dtype=np.uint16).sum(0, dtype=np.int64)
+
+    found = np.sum(list(mapped_by_threads(sums, range(0, count, some), ahead=8)), 0)  # [2, W · C]
+    mean, mean_square = found.reshape(2, width, channels).sum(1) / (count * height * width)
     deviation = np.sqrt(np.maximum(mean_square - mean ** 2, 1.0))
     return mean.astype(np.float32), deviation.astype(np.float32)
 

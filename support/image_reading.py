@@ -131,6 +131,9 @@ def _is_deep(mode):
 def _depth(path, truncated):
     """Returns the _Depth of an image; None for images of 8 bits and for files that cannot be read."""
     try:
+        with open(path, "rb") as file:
+            if file.read(len(JPEG)) == JPEG:  # 8 bits; Pillow would read more of its header
+                return None
         with Image.open(path) as header:
             coloured = any(";16" in str(tile[3]) for tile in header.tile)
             if not (_is_deep(header.mode) or coloured or header.format in CONTAINERS):
