@@ -1,6 +1,6 @@
 """Draws the pictures of README.md and docs/ as SVG files beside this one, with the standard library alone.
 
-    python docs/draw.py               all of them; the curves from curves.json, the growth from growth.json
+    python docs/draw.py               all of them; from curves.json, growth.json and equal_minutes.json
     python docs/draw.py logs/mnist    first takes the curves from the logs of a run (this needs TensorFlow)
 """
 
@@ -56,6 +56,15 @@ class Drawing:
         """A line through points."""
         self.parts.append('<polyline points="%s" fill="none" stroke="%s" stroke-width="%g" stroke-linejoin="round"/>'
                           % (" ".join("%.1f,%.1f" % point for point in points), colour, width))
+
+    def axes(self, left, top, width, height, rows, columns):
+        """Lines across a plot and the numbers beside and below it: [(share of the height or width, text)]."""
+        for share, text in rows:
+            y = top + height * (1 - share)
+            self.line([(left, y), (left + width, y)], "#e4e8eb", 1)
+            self.text(left - 6, y, text, 11, "end", PALE)
+        for share, text in columns:
+            self.text(left + width * share, top + height + 14, text, 11, colour=PALE)
 
     def save(self, name):
         """Writes the SVG file."""
@@ -182,13 +191,9 @@ def curves(runs):
         low = run["from"]
         last = run["test"][-1][0]
         drawing.text(left + width / 2, 20, run["title"], 15, bold=True)
-        for part in range(5):
-            accuracy = low + (1 - low) * part / 4
-            y = top + height * (1 - part / 4)
-            drawing.line([(left, y), (left + width, y)], "#e4e8eb", 1)
-            drawing.text(left - 6, y, "%.4g%%" % (100 * accuracy), 11, "end", PALE)
-        for part in range(6):
-            drawing.text(left + width * part / 5, top + height + 14, "%g" % round(last * part / 5, 1), 11, colour=PALE)
+        drawing.axes(left, top, width, height,
+                     [(part / 4, "%.4g%%" % (100 * (low + (1 - low) * part / 4))) for part in range(5)],
+                     [(part / 5, "%g" % round(last * part / 5, 1)) for part in range(6)])
         drawing.text(left + width / 2, top + height + 32, "epochs", 12, colour=PALE)
         for split, colour in (("train", "#f6b26b"), ("validation", "#3d85c6")):
             drawing.line([(left + width * epoch / last, top + height * (1 - (accuracy - low) / (1 - low)))
@@ -219,12 +224,10 @@ def growth(panels):
         most = max(points[-1][1] / points[0][1] for points in lines.values())
         across, up = width / math.log(last / first), height / math.log(most)  # pixels for each factor of e
         drawing.text(left + width / 2, 18, title, 15, bold=True)
-        for power in range(math.floor(math.log2(most)) + 1):
-            y = top + height - up * math.log(2 ** power)
-            drawing.line([(left, y), (left + width, y)], "#e4e8eb", 1)
-            drawing.text(left - 6, y, "×%d" % 2 ** power, 11, "end", PALE)
-        for x, _ in lines["time"]:
-            drawing.text(left + across * math.log(x / first), top + height + 14, "%d" % x, 11, colour=PALE)
+        drawing.axes(left, top, width, height,
+                     [(math.log(2 ** power, most), "×%d" % 2 ** power)
+                      for power in range(math.floor(math.log2(most)) + 1)],
+                     [(math.log(x / first, last / first), "%d" % x) for x, _ in lines["time"]])
         for number, (name, points) in enumerate(lines.items()):
             start = points[0][1]
             drawing.line([(left + across * math.log(x / first), top + height - up * math.log(y / start))
@@ -233,6 +236,24 @@ def growth(panels):
             drawing.line([(left, y), (left + 16, y)], colours[name], 3)
             drawing.text(left + 22, y, "%s: slope %.2f" % (name, slope(points)), 12, "start")
     drawing.save("growth.svg")
+
+
+def equal_minutes(programs):
+    """Accuracy on validation over minutes of training, {program: [[minutes, accuracy]]}."""
+    left, top, width, height, low, high = 60, 30, 480, 230, 0.6, 0.9
+    last = 20 * math.ceil(max(points[-1][0] for points in programs.values()) / 20)
+    drawing = Drawing(570, 320)
+    drawing.axes(left, top, width, height,
+                 [(part / 6, "%g%%" % (100 * (low + (high - low) * part / 6))) for part in range(7)],
+                 [(minutes / last, "%d" % minutes) for minutes in range(0, last + 1, 20)])
+    drawing.text(left + width / 2, top + height + 34, "minutes of training", 12, colour=PALE)
+    for number, (colour, (name, points)) in enumerate(zip(("#3d85c6", "#e69138", "#6aa84f"), programs.items())):
+        drawing.line([(left + width * minutes / last, top + height * (1 - (accuracy - low) / (high - low)))
+                      for minutes, accuracy in points if accuracy >= low], colour)
+        y = top + 160 + 18 * number
+        drawing.line([(left + 300, y), (left + 320, y)], colour, 3)
+        drawing.text(left + 327, y, name, 12, "start")
+    drawing.save("equal_minutes.svg")
 
 
 def slope(points):
@@ -269,6 +290,8 @@ def main(log_dirs):
         runs = json.load(file)
     with open(os.path.join(HERE, "growth.json")) as file:
         panels = json.load(file)
+    with open(os.path.join(HERE, "equal_minutes.json")) as file:
+        programs = json.load(file)
     for log_dir in log_dirs:
         log_dir = os.path.normpath(log_dir)
         name = os.path.basename(log_dir)
@@ -283,6 +306,7 @@ def main(log_dirs):
     side_by_side()
     curves(runs)
     growth(panels)
+    equal_minutes(programs)
 
 
 if __name__ == "__main__":
