@@ -66,6 +66,11 @@ class Drawing:
         for share, text in columns:
             self.text(left + width * share, top + height + 14, text, 11, colour=PALE)
 
+    def key(self, x, y, colour, text, length=20):
+        """What a line of a colour stands for."""
+        self.line([(x, y), (x + length, y)], colour, 3)
+        self.text(x + length + 7, y, text, 12, "start")
+
     def save(self, name):
         """Writes the SVG file."""
         with open(os.path.join(HERE, name), "w", encoding="utf-8") as file:
@@ -203,8 +208,7 @@ def curves(runs):
         drawing.parts.append('<circle cx="%g" cy="%g" r="4.5" fill="#cc0000"/>' % (left + width, y))
         for number, (split, colour) in enumerate((("train", "#f6b26b"), ("validation", "#3d85c6"),
                                                   ("test %.2f%%" % (100 * accuracy), "#cc0000"))):
-            drawing.line([(left + 195, top + 150 + 18 * number), (left + 215, top + 150 + 18 * number)], colour, 3)
-            drawing.text(left + 222, top + 150 + 18 * number, split, 12, "start")
+            drawing.key(left + 195, top + 150 + 18 * number, colour, split)
         drawing.text(left + width / 2, top + height + 50, run["command"], 11, colour=PALE)
     drawing.save("curves.svg")
 
@@ -232,9 +236,8 @@ def growth(panels):
             start = points[0][1]
             drawing.line([(left + across * math.log(x / first), top + height - up * math.log(y / start))
                           for x, y in points], colours[name])
-            y = top + height + 38 + 18 * number
-            drawing.line([(left, y), (left + 16, y)], colours[name], 3)
-            drawing.text(left + 22, y, "%s: slope %.2f" % (name, slope(points)), 12, "start")
+            drawing.key(left, top + height + 38 + 18 * number, colours[name],
+                        "%s: slope %.2f" % (name, slope(points)), length=15)
     drawing.save("growth.svg")
 
 
@@ -250,9 +253,7 @@ def equal_minutes(programs):
     for number, (colour, (name, points)) in enumerate(zip(("#3d85c6", "#e69138", "#6aa84f"), programs.items())):
         drawing.line([(left + width * minutes / last, top + height * (1 - (accuracy - low) / (high - low)))
                       for minutes, accuracy in points if accuracy >= low], colour)
-        y = top + 160 + 18 * number
-        drawing.line([(left + 300, y), (left + 320, y)], colour, 3)
-        drawing.text(left + 327, y, name, 12, "start")
+        drawing.key(left + 300, top + 160 + 18 * number, colour, name)
     drawing.save("equal_minutes.svg")
 
 

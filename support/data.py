@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 FACTS = {"train": "number of training images", "validation": "number of validation images",
          "test": "number of test images", "crc32": "contents of the images", "image_shape": "size of the images",
          "class_names": "names of the classes"}
-CHUNK_PIXELS = 2 ** 22  # of the images that are read at once
+CHUNK_PIXELS = 2 ** 22  # of the images that a thread reads at once
 
 
 @dataclasses.dataclass
@@ -140,7 +140,8 @@ def _statistics(images):
     count, height, width, channels = images.shape
     some = max(1, CHUNK_PIXELS // (height * width))
 
-    def sums(start):  # of whole numbers, which are exact; of columns: NumPy is slow along an axis as short as C
+    def sums(start):
+        # Of whole numbers: exact. Of columns: NumPy is slow along an axis as short as the channels'.
         rows = images[start:start + some].reshape(-1, width * channels)
         return rows.sum(0, dtype=np.int64), np.square(rows, dtype=np.uint16).sum(0, dtype=np.int64)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
+from support import data as data_module
 from support.data import (
     Split,
     balanced_class_weights,
@@ -16,7 +17,9 @@ from support.data import (
 from support.file_reading import DataError
 
 
-def test_statistics_are_computed_from_the_remaining_training_images():
+@pytest.mark.parametrize("chunk_pixels", [1, 100, 2 ** 22])
+def test_statistics_are_computed_from_the_remaining_training_images(chunk_pixels, monkeypatch):
+    monkeypatch.setattr(data_module, "CHUNK_PIXELS", chunk_pixels)
     random = np.random.RandomState(0)
     train = Split(random.randint(0, 200, (40, 5, 7, 3)).astype(np.uint8), np.zeros(40, np.int64))
     test = Split(np.full((4, 5, 7, 3), 255, np.uint8), np.zeros(4, np.int64))
