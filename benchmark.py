@@ -79,7 +79,7 @@ def measure(network, blocks, growth_k, image_size, precision, memory_efficient, 
     data = DataSet(network, split, split, split, tuple(map(str, range(class_num))), zeros, zeros + 1, zeros)
 
     cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm)
-    session_config = cluster.session_config(precision)
+    session_config = cluster.session_config()
     with tf.Graph().as_default(), tf.Session(config=session_config) as sess:
         sess.run(tf.constant(0))
     bare = peak_megabytes()

@@ -19,31 +19,28 @@ cheap to compute and take most of the memory of a step. They are then not kept f
 `SharedStatistics.normalize` returns a `Recomputed`, which stands for the normalized tensor. `conv_layer` and
 `Average_pooling` read it through `product_of` and `mapped`, which compute it once forward and once more backward.
 
-Compiled passes. TensorFlow's batch-normalization kernels are fast in float32 and float16. In bfloat16 they are where
-oneDNN has generated code, which it has for a number of channels that fills vectors; otherwise, the same formula runs as
-element-wise operations. XLA compiles these into single passes over memory, for tensors large enough to repay the
-compilation. In float32, the kernel also rectifies, if TensorFlow has such a kernel: a pass less over memory. Where the
-statistics are known, processors without AVX-512 normalize float32 by a depthwise convolution.
+Kernels. Where the statistics are known, a depthwise convolution normalizes float32 on a CPU with oneDNN. Otherwise,
+TensorFlow's kernel for batch normalization does. In bfloat16, it is fast for numbers of channels that fill vectors;
+with others, some pixels that follow each other are taken as one: the same memory, read as fewer pixels of more
+channels. The kernel also rectifies, if TensorFlow has such a kernel: a pass less over memory.
 
 Moving averages. `SharedStatistics` collects the batch statistics of the whole network, and the training step advances
 all moving averages together: one operation for each layer would add thousands of operations to the graph.
 """
 
 import collections
-import contextlib
+import math
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from support.machine import has_fused_operations, only_avx2
+from support.machine import has_fused_operations
 
 DECAY = 0.9
 EPSILON = 0.001  # ε, unless a network has another one
 LEAST_EPSILON = 1.001e-5  # of TensorFlow's kernel, as `tf.nn.fused_batch_norm` has it
-FLOAT32 = dict(type=tf.float32.as_datatype_enum)  # as the value of an operation's attribute
-TYPES_WITH_FAST_KERNELS = (tf.float32, tf.float16)
+TYPES_WITH_KERNELS = (tf.float32, tf.float16, tf.bfloat16)  # the last one partly by float32
 FAST_CHANNELS = 16  # in bfloat16, TensorFlow's kernels are fast for multiples of it
-COMPILED_FROM = 2 ** 17  # elements: the smallest tensor whose element-wise work XLA compiles
 
 # The variables of one batch normalization that follow the batches: the moving averages of mean and variance, the mean
 # before its bias to 0 is removed, and the number of batches seen.
@@ -109,7 +106,7 @@ class SharedStatistics:
         Returns:
             [N, H, W, C]; with `memory_efficient` a `Recomputed`.
         """
-        if x.name not in self._parts and not self.replica.sync_batch_norm:
+        if x.name not in self._parts and not self.replica.sync_batch_norm and _kernel_form(x)[1] == 1:
             y, mean, variance = normalized_by_batch(x, gamma, beta, form)
             if memory_efficient:
                 y = _recomputed(x, y, gamma, beta, form)
@@ -221,21 +218,22 @@ def mapped(x, function):
 
 
 def normalized_by_batch(x, gamma, beta, form):
-    """(normalized x; the batch's mean [C]; its unbiased variance [C]), by TensorFlow's kernel. `form`: a Form."""
-    return _by_kernel(x, gamma, beta, None, None, form)
+    """(normalized x; the batch's mean [C]; its unbiased variance [C]). `form`: a Form."""
+    if _kernel_form(x)[1] == 1:
+        return _by_kernel(x, gamma, beta, None, None, form)
+    copy, mean, variance = _statistics(x)
+    y, _ = _normalized_concatenation([copy], mean, variance, gamma, beta, form)
+    return y, mean, variance * _bessel(_count(x))
 
 
 def normalized(x, mean, variance, gamma, beta, form, training=True):
     """gamma · (x - mean) / √(variance + ε) + beta, ended by a Form, in the fastest way: see `_is_fast`."""
-    # Variables are read here, outside: XLA ends a compiled pass where it reads a variable of another device.
-    mean, variance, gamma, beta = map(tf.convert_to_tensor, (mean, variance, gamma, beta))
     if _is_fast(x, training):
-        if x.dtype == tf.float32 and only_avx2() and has_fused_operations():
+        if x.dtype == tf.float32 and has_fused_operations():
             return _by_convolution(x, mean, variance, gamma, beta, form)
         return _by_kernel(x, gamma, beta, mean, variance, form)[0]
-    with _compiled(x):
-        y = (tf.cast(x, tf.float32) - mean) * (gamma * tf.rsqrt(variance + form.epsilon)) + beta
-        return tf.cast(tf.nn.relu(y) if form.relu else y, x.dtype)
+    y = (tf.cast(x, tf.float32) - mean) * (gamma * tf.rsqrt(variance + form.epsilon)) + beta
+    return tf.cast(tf.nn.relu(y) if form.relu else y, x.dtype)
 
 
 def _recomputed(x, y, gamma, beta, form):
@@ -261,20 +259,23 @@ def _statistics(x):
     """(a copy of x, its mean [C], its biased variance [C] over N, H and W), the statistics in float32."""
     count = _count(x)
     if _is_fast(x):
-        ones = tf.ones([x.shape[3]])
-        _, mean, variance = tf.nn.fused_batch_norm(x, ones, tf.zeros_like(ones), epsilon=EPSILON)
-        variance *= 1 / _bessel(count)  # the kernel's variance is unbiased
+        _, together = kernel_form = _kernel_form(x)
+        ones = tf.ones([x.shape[3] * together])
+        _, mean, variance = tf.nn.fused_batch_norm(_regrouped(x, kernel_form), ones, tf.zeros_like(ones),
+                                                   epsilon=EPSILON)
+        variance *= 1 / _bessel(count / together)  # the kernel's variance is unbiased
+        if together > 1:  # a row of means, and of variances, for each place in a group of pixels
+            means = tf.reshape(mean, [together, -1])
+            mean = tf.reduce_mean(means, 0)
+            variance = tf.reduce_mean(tf.reshape(variance, [together, -1]) + tf.square(means - mean), 0)
     else:
         mean = _channel_sums(x) / count
-        with _compiled(x):
-            squares = tf.square(tf.cast(x, tf.float32) - mean)
-        variance = _channel_sums(squares) / count
+        variance = _channel_sums(tf.square(tf.cast(x, tf.float32) - mean)) / count
 
     def gradient(dx, dmean, dvariance):
         # dx + 2 (x - mean) dvariance / n + dmean / n. The last two terms are a normalization, by a variance of 1 - ε.
         unit = tf.fill(mean.shape, 1.0 - EPSILON)
-        with _compiled(x):
-            return dx + normalized(x, mean, unit, 2 * dvariance / count, dmean / count, Form(False, EPSILON))
+        return dx + normalized(x, mean, unit, 2 * dvariance / count, dmean / count, Form(False, EPSILON))
 
     return (tf.identity(x), mean, variance), gradient
 
@@ -312,35 +313,43 @@ def _normalization_gradients(x, y, mean, variance, gamma, form, dy):
     if _is_fast(x):
         dx, dgamma, dbeta = _kernel_gradients(x, y, mean, variance, gamma, form, dy, by_batch=False)
     else:
-        with _compiled(x):
-            if form.relu:
-                dy = tf.where(y > 0, dy, tf.zeros_like(dy))
-            wide_dy = tf.cast(dy, tf.float32)
-            dx = tf.cast(wide_dy * (gamma * inverse), x.dtype)
-            products = tf.cast(wide_dy * (tf.cast(x, tf.float32) - mean), x.dtype)
-        dgamma, dbeta = inverse * _channel_sums(products), _channel_sums(dy)
+        if form.relu:
+            dy = tf.where(y > 0, dy, tf.zeros_like(dy))
+        wide_dy = tf.cast(dy, tf.float32)
+        dx = tf.cast(wide_dy * (gamma * inverse), x.dtype)
+        dgamma, dbeta = inverse * _channel_sums(wide_dy * (tf.cast(x, tf.float32) - mean)), _channel_sums(dy)
     return [dx, -gamma * inverse * dbeta, -0.5 * gamma * tf.square(inverse) * dgamma, dgamma, dbeta]
 
 
 def _by_kernel(x, gamma, beta, mean, variance, form):
-    """(y, mean, variance) by TensorFlow's kernel, which takes the batch's statistics where `mean` is None."""
-    by_batch = mean is None
-    # With a batch's statistics and other numbers of channels, the two kernels differ by rounding.
-    fits = x.dtype == tf.float32 and int(x.shape[3]) % (8 if by_batch else 4) == 0
-    if not (form.relu and fits and has_fused_operations()):
+    """(y, mean, variance) by TensorFlow's kernel, which takes the batch's statistics where `mean` is None.
+
+    Then the pixels must be as they are, not regrouped.
+    """
+    by_batch, original, (_, together) = mean is None, x, _kernel_form(x)
+    if not by_batch:
+        gamma, beta, mean, variance = _repeated(together, gamma, beta, mean, variance)
+    x = _regrouped(x, _kernel_form(x))
+    # With other numbers of channels, the two kernels differ by rounding.
+    fits = x.dtype in (tf.float32, tf.bfloat16) and int(x.shape[3]) % 8 == 0
+    if form.relu and fits and has_fused_operations(x.dtype):
+        none = tf.zeros([0])
+        inputs = [x, gamma, beta, none, none] if by_batch else [x, gamma, beta, mean, variance]
+        y, mean, variance, *_ = _fused(
+            "FusedBatchNormEx", inputs, U=dict(type=tf.float32.as_datatype_enum), num_side_inputs=dict(i=0),
+            activation_mode=dict(s=b"Relu"), epsilon=dict(f=max(form.epsilon, LEAST_EPSILON)),
+            is_training=dict(b=by_batch))
+    else:
         y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, form.epsilon, is_training=by_batch)
-        return tf.nn.relu(y) if form.relu else y, mean, variance
-    none = tf.zeros([0])
-    inputs = [x, gamma, beta, none, none] if by_batch else [x, gamma, beta, mean, variance]
-    return _fused("FusedBatchNormEx", inputs, U=FLOAT32, num_side_inputs=dict(i=0), activation_mode=dict(s=b"Relu"),
-                  epsilon=dict(f=max(form.epsilon, LEAST_EPSILON)), is_training=dict(b=by_batch))[:3]
+        y = tf.nn.relu(y) if form.relu else y
+    return _as_before(y, original), mean, variance
 
 
 def _by_convolution(x, mean, variance, gamma, beta, form):
     """As `normalized`: x · scale + offset as a convolution of each channel by a kernel of one pixel, in float32.
 
-    oneDNN's code for it is as fast as copying x. On processors without AVX-512, its code for normalization takes 2 to 4
-    times as long. The mean is a part of the offset: where it is many deviations from 0, digits are lost to rounding.
+    oneDNN's code for it is as fast as copying x; its code for normalization takes up to 4 times as long. The mean is a
+    part of the offset: where it is many deviations from 0, digits are lost to rounding.
     """
     scale = gamma * tf.rsqrt(variance + max(form.epsilon, LEAST_EPSILON))
     kernel = tf.reshape(scale, [1, 1, int(x.shape[3]), 1])
@@ -350,10 +359,11 @@ def _by_convolution(x, mean, variance, gamma, beta, form):
 
 
 def _fused(kind, inputs, **attributes):
-    """The outputs of an operation of TensorFlow's graph optimizer, for which Python has no function, on float32."""
+    """The outputs of an operation of TensorFlow's graph optimizer, for which Python has no function."""
+    attributes["T"] = dict(type=inputs[0].dtype.as_datatype_enum)
     return tf.get_default_graph().create_op(
         "_" + kind, list(map(tf.convert_to_tensor, inputs)), name=kind,
-        attrs={name: tf.AttrValue(**value) for name, value in dict(attributes, T=FLOAT32).items()}).outputs
+        attrs={name: tf.AttrValue(**value) for name, value in attributes.items()}).outputs
 
 
 @tf.RegisterGradient("_FusedBatchNormEx")
@@ -380,40 +390,64 @@ def _kernel_gradients(x, y, mean, variance, gamma, form, dy, by_batch):
     """[the gradients of x, gamma and beta] by TensorFlow's kernel; `by_batch`: mean and variance depend on x."""
     if form.relu:
         dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
-    return list(tf.raw_ops.FusedBatchNormGradV3(
-        y_backprop=dy, x=x, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
-        reserve_space_3=tf.zeros([0]), epsilon=form.epsilon, is_training=by_batch)[:3])
+    _, together = kernel_form = _kernel_form(x)
+    gamma, mean, variance = _repeated(together, gamma, mean, variance)
+    dx, *sums = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=_regrouped(dy, kernel_form), x=_regrouped(x, kernel_form), scale=gamma, reserve_space_1=mean,
+        reserve_space_2=variance, reserve_space_3=tf.zeros([0]), epsilon=form.epsilon, is_training=by_batch)[:3]
+    if together > 1:
+        sums = [tf.reduce_sum(tf.reshape(its, [together, -1]), 0) for its in sums]
+    return [_as_before(dx, x), *sums]
+
+
+def _kernel_form(x):
+    """How TensorFlow's kernel is to take x [N, H, W, C]: (its type, how many pixels that follow each other as one).
+
+    In bfloat16 there are as many as give a multiple of FAST_CHANNELS. Where the pixels cannot be divided so, and with
+    TensorFlow 1.15, which has no kernel for bfloat16, the kernel takes x in float32.
+    """
+    if x.dtype != tf.bfloat16:
+        return x.dtype, 1
+    together = FAST_CHANNELS // math.gcd(FAST_CHANNELS, int(x.shape[3]))
+    pixels = x.shape[:3].num_elements() or x.shape[1:3].num_elements() or 1  # of all images, or of one
+    return (tf.float32, 1) if tf.VERSION.startswith("1.") or pixels % together else (tf.bfloat16, together)
+
+
+def _regrouped(x, kernel_form):
+    """x in a form of `_kernel_form`."""
+    dtype, together = kernel_form
+    x = tf.cast(x, dtype)
+    if together == 1:
+        return x
+    _, rows, columns, channels = x.shape.as_list()
+    if rows * columns % together:  # only the pixels of all images together can be divided
+        return tf.reshape(x, [1, 1, -1, together * channels])
+    return tf.reshape(x, [-1, 1, rows * columns // together, together * channels])
+
+
+def _as_before(y, x):
+    """y, which has the form in which the kernel takes x, in the type and shape of x."""
+    y = tf.cast(y, x.dtype)
+    return y if y.shape[3] == x.shape[3] else tf.reshape(y, [-1] + x.shape.as_list()[1:])
+
+
+def _repeated(together, *vectors):
+    """Vectors [C] for the channels of `together` pixels."""
+    return [tf.tile(vector, [together]) for vector in vectors] if together > 1 else vectors
 
 
 def _is_fast(x, training=True):
-    """Whether x is normalized by one operation, TensorFlow's kernel or a convolution, instead of element-wise ones.
+    """Whether x is normalized by TensorFlow's kernel or a convolution, instead of element-wise operations.
 
     In training, maps of one pixel are not: a kernel call takes longer than element-wise operations (network
     densenet_mnist_first on a CPU: 31 instead of 27 ms a step). In inference they are, because the export folds kernels.
     """
-    return _has_fast_kernel(x) and not (training and x.shape[1:3].num_elements() == 1)
-
-
-def _has_fast_kernel(x):
-    if x.dtype == tf.bfloat16 and not tf.VERSION.startswith("1."):  # TensorFlow 1.15 has no such kernel
-        return int(x.shape[3]) % FAST_CHANNELS == 0
-    return x.dtype in TYPES_WITH_FAST_KERNELS
+    return x.dtype in TYPES_WITH_KERNELS and not (training and x.shape[1:3].num_elements() == 1)
 
 
 def _channel_sums(x):
-    """[N, H, W, C] to the float32 sums [C]. Pooling is the fastest way over many pixels on a CPU."""
-    _, height, width, _ = x.shape.as_list()
-    if height * width == 1:
-        return tf.reduce_sum(tf.cast(x, tf.float32), [0, 1, 2])
-    means = tf.cast(tf.nn.avg_pool2d(x, [height, width], 1, "VALID"), tf.float32)
-    return tf.reduce_sum(means, [0, 1, 2]) * (height * width)
-
-
-def _compiled(x):
-    """A scope that XLA compiles, if x has no fast kernel and is large enough to repay the compilation."""
-    if not _has_fast_kernel(x) and (x.shape.num_elements() or 0) >= COMPILED_FROM:
-        return tf.xla.experimental.jit_scope()
-    return contextlib.nullcontext()
+    """[N, H, W, C] to the float32 sums [C]."""
+    return tf.reduce_sum(tf.cast(x, tf.float32), [0, 1, 2])
 
 
 def _count(x):

@@ -19,7 +19,7 @@ import tensorflow.compat.v1 as tf
 def rewritten(graph_def, outputs):
     """Returns an inference graph that computes the same in a form for other tools; see above.
 
-    - A batch normalization in a form that only TensorFlow on a CPU knows becomes a FusedBatchNormV3 and a Relu.
+    - A batch normalization by a depthwise convolution, a form of this project, becomes a FusedBatchNormV3 and a Relu.
     - Operations without effect are left out: Identity, Split by one, division by one.
     - What depends on constants alone is a constant.
     - A 1x1 convolution is a Conv2D.
@@ -54,26 +54,23 @@ def rewritten(graph_def, outputs):
 
 
 def _with_plain_normalizations(graph_def, _):
-    """Replaces each normalization by a private operation of TensorFlow: a FusedBatchNormV3, a Relu if it rectifies.
+    """Replaces each depthwise convolution by kernels of one pixel, a private operation of TensorFlow.
 
-    Such an operation is _FusedBatchNormEx, or a depthwise convolution by kernels of one pixel: a scale per channel.
+    It becomes a FusedBatchNormV3, and a Relu if it rectifies.
     """
     nodes = {node.name: node for node in graph_def.node}
-    for node in [node for node in nodes.values() if node.op in ("_FusedBatchNormEx", "_FusedDepthwiseConv2dNative")]:
-        inputs, epsilon, relu = node.input[:], node.attr["epsilon"].f, True
-        if node.op == "_FusedDepthwiseConv2dNative":
-            x, kernel, offset = inputs
-            scale, shape = nodes[_source(kernel)].input
-            channels, epsilon, relu = _value(nodes[_source(shape)])[2], 0.5, b"Relu" in node.attr["fused_ops"].list.s
-            # The mean is 0, and variance + epsilon is 1.
-            inputs = [x, scale, offset] + [_constant(graph_def, "%s/%s" % (node.name, name), np.full(channels, value))
-                                           for name, value in (("mean", 0.0), ("variance", 0.5))]
+    for node in [node for node in nodes.values() if node.op == "_FusedDepthwiseConv2dNative"]:
+        x, kernel, offset = node.input
+        scale, shape = nodes[_source(kernel)].input
+        # The mean is 0, and variance + epsilon is 1.
+        moments = [_constant(graph_def, "%s/%s" % (node.name, name), np.full(_value(nodes[_source(shape)])[2], value))
+                   for name, value in (("mean", 0.0), ("variance", 0.5))]
         norm = node
-        if relu:
+        if b"Relu" in node.attr["fused_ops"].list.s:
             norm = graph_def.node.add(name=node.name + "/normalized")
             _become(node, "Relu", [norm.name])
-        _become(norm, "FusedBatchNormV3", inputs)
-        norm.attr["U"].type, norm.attr["epsilon"].f = tf.float32.as_datatype_enum, epsilon
+        _become(norm, "FusedBatchNormV3", [x, scale, offset] + moments)
+        norm.attr["U"].type, norm.attr["epsilon"].f = tf.float32.as_datatype_enum, 0.5
         norm.attr["is_training"].b = False
     return graph_def
 

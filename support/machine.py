@@ -39,7 +39,7 @@ def _instruction_sets():
 def only_avx2():
     """Returns whether the processor has AVX2 and not AVX-512, and there is no GPU.
 
-    Some of oneDNN's kernels for float32 are slow there, and others compute the same faster (docs/performance.md).
+    oneDNN's gradient of a convolution's kernel is slow there in float32 (docs/performance.md).
     """
     found = _instruction_sets()
     return "avx2" in found and "avx512f" not in found and not gpus()
@@ -51,12 +51,13 @@ def gpus():
 
 
 @functools.lru_cache(maxsize=None)
-def has_fused_operations():
-    """Returns whether `_FusedBatchNormEx` and `_FusedDepthwiseConv2dNative` can be used, in float32.
+def has_fused_operations(dtype=tf.float32):
+    """Returns whether `_FusedBatchNormEx` and `_FusedDepthwiseConv2dNative` can be used on float32 or bfloat16.
 
-    TensorFlow has them for CPUs where it uses oneDNN's kernels. On a GPU, they would be placed there and do not run.
+    TensorFlow has them for CPUs where it uses oneDNN's kernels, in bfloat16 if these have AVX-512. On a GPU, they would
+    be placed there and do not run.
     """
-    if tf.VERSION.startswith("1.") or gpus():
+    if tf.VERSION.startswith("1.") or gpus() or dtype == tf.bfloat16 and "avx512f" not in _instruction_sets():
         return False
     from tensorflow.python.util import _pywrap_util_port as build  # TensorFlow 1.15 has no such module
     return build.IsMklEnabled() and build.IsX86Available()

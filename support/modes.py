@@ -195,7 +195,7 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     if not is_own:
         data = _as_other_data(data, trained)
     cluster = Cluster(config.batch_size, config.devices, images=facts.get("train"))  # as in training
-    with tf.Graph().as_default(), tf.Session(config=cluster.session_config(config.precision)) as sess:
+    with tf.Graph().as_default(), tf.Session(config=cluster.session_config()) as sess:
         images = tf.placeholder(tf.float32, (cluster.batch_size,) + data.image_shape, "images")
         labels = tf.placeholder(tf.int64, [cluster.batch_size], "labels")
         net = build_evaluation(images, labels, config, len(data.class_names), cluster)

@@ -178,7 +178,7 @@ class TrainingRun:
         cluster, config = self.cluster, self.config
         if cluster.is_chief:
             self._checkpoints = Checkpoints(self._directory)
-        with cluster.watched(), tf.Session(cluster.target, config=cluster.session_config(config.precision)) as sess:
+        with cluster.watched(), tf.Session(cluster.target, config=cluster.session_config()) as sess:
             sess.run(net.initialize)
             if cluster.is_chief and not self._checkpoints.restore_newest(sess) and config.starting_point:
                 say(pretrained.start_from(sess, config.starting_point.read(config.cache_dir), self.data.class_names))

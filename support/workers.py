@@ -125,19 +125,16 @@ class Cluster:
         return "; %d worker%s of %d device%s share each batch" % (
             len(self.workers), "s" if len(self.workers) > 1 else "", self.devices, "s" if self.devices > 1 else "")
 
-    def session_config(self, precision="float32"):
+    def session_config(self):
         """Returns a tf.ConfigProto for the replicas and workers.
 
         Operations without a kernel for their device are placed on another one, and GPU memory grows on demand.
-
-        Args:
-            precision: the setting `precision`.
         """
         config = tf.ConfigProto(allow_soft_placement=True)
         config.gpu_options.allow_growth = True
-        # place_pruned_graph disables TensorFlow's graph optimizer, which takes most of the first step's time and makes
-        # later steps hardly faster. bfloat16 needs the optimizer: without it, compiled passes span devices and fail.
-        config.graph_options.place_pruned_graph = precision != "bfloat16"
+        # Disables TensorFlow's graph optimizer, which takes most of the first step's time and makes later steps hardly
+        # faster.
+        config.graph_options.place_pruned_graph = True
         if self._kind == "cpu":
             config.device_count["CPU"] = self.devices
             if self.devices >= cores():  # each replica keeps one core busy: one thread per operation

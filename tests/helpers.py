@@ -57,7 +57,7 @@ def before_the_first_step(tiny_mnist, **changes):
     config = tiny_config(tiny_mnist, **dict(dict(devices=1), **changes))
     data, _ = Densenet.prepare_data(config)
     cluster = Cluster(config.batch_size, config.devices, config.sync_batch_norm)
-    with tf.Graph().as_default(), tf.Session(config=cluster.session_config(config.precision)) as sess:
+    with tf.Graph().as_default(), tf.Session(config=cluster.session_config()) as sess:
         net = Densenet.build_graph(data, config, cluster)
         sess.run(net.initialize)
         images, labels = next(training_batches(data, config, 0, 0))

@@ -22,6 +22,13 @@ def shared_statistics():
     return SharedStatistics(Replica(0, 1, "", True, False))
 
 
+def choose_kernels(monkeypatch, dtype, fused):
+    """Lets normalization use fused operations or not, on any machine that has them for the type."""
+    if fused and not has_fused_operations(dtype):
+        pytest.skip("there are no fused operations for %s" % dtype.name)
+    monkeypatch.setattr(batch_statistics, "has_fused_operations", lambda *_: fused)
+
+
 def dense_block(x, norm_relu, concatenate, convolution):
     """Three plain layers in the scopes layer_0 to layer_2, then a batch normalization with ReLU in the scope last."""
     for i in range(3):
@@ -42,16 +49,16 @@ def convolution_by_tensorflow(x):
     return tf.nn.conv2d(x, tf.get_variable("conv/kernel", [3, 3, int(x.shape[3]), 3], x.dtype), 1, "SAME")
 
 
-# float64 takes the same code path as bfloat16, but without rounding errors.
+# float64 has no kernel for normalization: it takes the path of maps of one pixel.
 @pytest.mark.parametrize("memory_efficient", [False, True])
-@pytest.mark.parametrize("dtype,compiled_from,avx2_alone", [
-    (tf.float32, 1, False), (tf.float32, 1, True), (tf.float64, 1, False), (tf.float64, 2 ** 20, False)])
+@pytest.mark.parametrize("dtype,fused,avx2_alone", [
+    (tf.float64, False, False), (tf.float32, False, False), (tf.float32, True, False), (tf.float32, True, True),
+    (tf.bfloat16, False, False), (tf.bfloat16, True, False)])
 @pytest.mark.campaign
-def test_a_dense_block_and_its_gradients_match_float64_formulas(monkeypatch, dtype, compiled_from, avx2_alone,
+def test_a_dense_block_and_its_gradients_match_float64_formulas(monkeypatch, dtype, fused, avx2_alone,
                                                                 memory_efficient):
-    for module in (batch_statistics, convolution):
-        monkeypatch.setattr(module, "only_avx2", lambda: avx2_alone)
-    monkeypatch.setattr(batch_statistics, "COMPILED_FROM", compiled_from)
+    choose_kernels(monkeypatch, dtype, fused)
+    monkeypatch.setattr(convolution, "only_avx2", lambda: avx2_alone)
     random = np.random.RandomState(0)
     x_value, y_weights = 3 + random.randn(4, 5, 7, 6), random.randn(4, 5, 7, 15)
     values = {}
@@ -59,16 +66,17 @@ def test_a_dense_block_and_its_gradients_match_float64_formulas(monkeypatch, dty
     def results(dtype, make_parts):
         with tf.Graph().as_default(), tf.Session() as sess:
             parts = make_parts()
-            x = tf.constant(x_value, dtype)
+            x = tf.cast(tf.constant(x_value), dtype)
+            weighted = tf.cast(tf.constant(y_weights), dtype)
             y = dense_block(parts[1]([x[..., :2], x[..., 2:]]), *parts)
             variables = {variable.op.name: variable for variable in tf.trainable_variables()}
-            gradients = dict(zip(variables, tf.gradients(y * tf.constant(y_weights, dtype), list(variables.values()))))
-            gradients.update(y=y, x=tf.gradients(y * tf.constant(y_weights, dtype), x)[0])
+            gradients = dict(zip(variables, tf.gradients(y * weighted, list(variables.values()))))
+            gradients.update(y=y, x=tf.gradients(y * weighted, x)[0])
             sess.run(tf.global_variables_initializer())
             for name, variable in sorted(variables.items()):
                 shape = variable.shape.as_list()
-                variable.load(values.setdefault(name, random.randn(*shape)).astype(dtype.as_numpy_dtype), sess)
-            return sess.run(gradients)
+                variable.load(values.setdefault(name, random.randn(*shape)), sess)
+            return sess.run({name: tf.cast(value, tf.float64) for name, value in gradients.items()})
 
     def ours():
         shared = shared_statistics()
@@ -84,29 +92,42 @@ def test_a_dense_block_and_its_gradients_match_float64_formulas(monkeypatch, dty
     found = results(dtype, ours)
     assert set(found) == set(expected) and len(found) == 13
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, atol=2e-5 * np.abs(value).max(), err_msg=name)
+        if dtype == tf.bfloat16:  # of the gradients of beta, little is left of large terms
+            assert np.linalg.norm(found[name] - value) < 0.25 * np.linalg.norm(value), name
+        else:
+            np.testing.assert_allclose(found[name], value, atol=2e-5 * np.abs(value).max(), err_msg=name)
 
 
+# Of 4 images. In bfloat16, 35 pixels of an image cannot be divided by 2, 4 or 16, but 140 can by 2 and 4.
+@pytest.mark.parametrize("rows, columns", [(5, 7), (4, 8)])
 @pytest.mark.parametrize("channels", [5, 8, 12, 16])
-@pytest.mark.parametrize("fused, convolves", [(False, True)] + [pytest.param(True, convolves, marks=pytest.mark.skipif(
-    not has_fused_operations(), reason="this TensorFlow has no fused operations")) for convolves in (False, True)])
-def test_all_kernels_match_float64_formulas(monkeypatch, fused, convolves, channels):
-    monkeypatch.setattr(batch_statistics, "has_fused_operations", lambda: fused)
-    monkeypatch.setattr(batch_statistics, "only_avx2", lambda: convolves)
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("fused", [False, True])
+def test_all_kernels_match_float64_formulas(monkeypatch, fused, dtype, channels, rows, columns):
+    choose_kernels(monkeypatch, dtype, fused)
     random = np.random.RandomState(0)
-    x, dy = 3 + 2 * random.randn(4, 5, 7, channels), random.randn(4, 5, 7, channels)
+    x, dy = 3 + 2 * random.randn(4, rows, columns, channels), random.randn(4, rows, columns, channels)
     gamma, beta, mean, variance = (random.uniform(0.5, 1.5, channels) for _ in range(4))
     form = Form(True, 0.01)
     with tf.Graph().as_default() as graph, tf.Session() as sess:
-        inputs = [tf.constant(value, tf.float32) for value in (x, gamma, beta)]
+        x, dy = tf.constant(x, dtype), tf.constant(dy, dtype)
+        inputs = [x] + [tf.constant(value, tf.float32) for value in (gamma, beta)]
         y, *moments = normalized_by_batch(*inputs, form)
         given = [tf.constant(value, tf.float32) for value in (mean, variance)]
-        z = normalized(inputs[0], *given, *inputs[1:], form, training=False)
-        found = sess.run([y, z] + moments + [gradient for output in (y, z)
-                                             for gradient in tf.gradients(output, inputs, tf.constant(dy, tf.float32))])
+        z = normalized(x, *given, *inputs[1:], form)
+        outputs = [y, z] + moments + [gradient for output in (y, z) for gradient in tf.gradients(output, inputs, dy)]
+        x, dy, *found = sess.run([tf.cast(value, tf.float64) for value in [x, dy] + outputs])
         kinds = [operation.type for operation in graph.get_operations()]
-    assert kinds.count("_FusedDepthwiseConv2dNative") == (fused and convolves)
-    assert kinds.count("_FusedBatchNormEx") == (fused and (channels % 8 == 0) + (not convolves and channels % 4 == 0))
+        kernels = [operation for operation in graph.get_operations() if "FusedBatchNorm" in operation.type]
+    assert [value.dtype for value in outputs] == [dtype, dtype] + 2 * [tf.float32] + 2 * [dtype, tf.float32, tf.float32]
+    if dtype == tf.float32:
+        assert kinds.count("_FusedDepthwiseConv2dNative") == fused
+        assert kinds.count("_FusedBatchNormEx") == (fused and channels % 8 == 0)
+    elif not tf.VERSION.startswith("1."):
+        together = {5: 16, 8: 2, 12: 4, 16: 1}[channels]
+        form = (tf.float32, channels) if 4 * rows * columns % together else (tf.bfloat16, channels * together)
+        assert {(kernel.inputs[0].dtype, int(kernel.inputs[0].shape[3])) for kernel in kernels} == {form}
+        assert ("_FusedBatchNormEx" in kinds) == (fused and form != (tf.float32, 5) and form != (tf.float32, 12))
 
     def by_formula(mean, variance):
         centred = (x - mean) / np.sqrt(variance + 0.01)
@@ -117,21 +138,13 @@ def test_all_kernels_match_float64_formulas(monkeypatch, fused, convolves, chann
 
     y, centred, through, scale, dgamma, dbeta = by_formula(x.mean((0, 1, 2)), x.var((0, 1, 2)))
     z, _, through_z, scale_z, dgamma_z, dbeta_z = by_formula(mean, variance)
-    expected = [y, z, x.mean((0, 1, 2)), x.var((0, 1, 2)) * 140 / 139,
+    count = 4 * rows * columns
+    expected = [y, z, x.mean((0, 1, 2)), x.var((0, 1, 2)) * count / (count - 1),
                 scale * (through - through.mean((0, 1, 2)) - centred * (through * centred).mean((0, 1, 2))), dgamma,
                 dbeta, scale_z * through_z, dgamma_z, dbeta_z]
-    for ours, formula in zip(found, expected):
-        np.testing.assert_allclose(ours, formula, atol=1e-5 * np.abs(formula).max())
-
-
-def test_ops_compiled_by_xla_read_no_variables(monkeypatch):
-    monkeypatch.setattr(batch_statistics, "COMPILED_FROM", 1)
-    with tf.Graph().as_default() as graph:
-        x, shared = tf.zeros([2, 5, 7, 3], tf.bfloat16), shared_statistics()
-        ops.Batch_Normalization(x, False, "by_moving_averages", relu=True)
-        ops.Batch_Normalization(ops.Concatenation([x, x], shared=shared), True, "by_batch", relu=True, shared=shared)
-        compiled = {op.type for op in graph.get_operations() if "_XlaCompile" in op.node_def.attr}
-    assert "Relu" in compiled and "ReadVariableOp" not in compiled
+    for output, ours, formula in zip(outputs, found, expected):
+        rounding = 2 ** -8 if output.dtype == tf.bfloat16 else 1e-5
+        np.testing.assert_allclose(ours, formula, atol=rounding * np.abs(formula).max(), err_msg=output.name)
 
 
 def test_moving_statistics_of_all_layers_advance_together():

@@ -112,7 +112,7 @@ def test_each_kind_of_network_is_safe_against_folding(changes):
 def test_normalization_by_convolution_and_by_a_kernel_get_the_same_form(monkeypatch):
     kinds = []
     for convolves in (False, True):
-        monkeypatch.setattr(batch_statistics, "only_avx2", lambda convolves=convolves: convolves)
+        monkeypatch.setattr(batch_statistics, "has_fused_operations", lambda *_, convolves=convolves: convolves)
         graph_def, pixels, expected = frozen_network(stem="3x3", **SMALL)
         assert bool(kinds_of(graph_def)["_FusedDepthwiseConv2dNative"]) == convolves
         kinds.append(kinds_of(assert_is_safe(graph_def, pixels, expected)))
@@ -122,7 +122,7 @@ def test_normalization_by_convolution_and_by_a_kernel_get_the_same_form(monkeypa
 @pytest.mark.skipif(tf.VERSION.startswith("1."), reason="TensorFlow 1.15 folds only the oldest batch normalizations")
 def test_tensorflows_folding_spoils_the_graph_as_it_is_built(monkeypatch):
     """Otherwise, the tests above would show nothing."""
-    monkeypatch.setattr(batch_statistics, "has_fused_operations", lambda: False)
+    monkeypatch.setattr(batch_statistics, "has_fused_operations", lambda *_: False)
     graph_def, pixels, expected = frozen_network(stem="3x3", **SMALL)
     spoilt = optimize_for_inference_lib.optimize_for_inference(graph_def, [IMAGES], [PROBABILITIES],
                                                                tf.uint8.as_datatype_enum)

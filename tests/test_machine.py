@@ -54,3 +54,7 @@ def test_fused_operations_are_onednns_on_cpus_alone(monkeypatch, onednn, gpus, e
     monkeypatch.setattr(_pywrap_util_port, "IsX86Available", lambda: True)
     monkeypatch.setattr(tf.config.experimental, "list_physical_devices", lambda kind: gpus)
     assert machine.has_fused_operations.__wrapped__() == expected  # without the cache
+    for flags in ("fpu avx2", "fpu avx2 avx512f"):
+        with_flags(monkeypatch, flags)
+        found = machine.has_fused_operations.__wrapped__(tf.bfloat16)
+        assert found == (expected and "avx512f" in flags)

@@ -65,8 +65,9 @@ def test_batch_normalization_matches_the_float64_formula():
         np.testing.assert_allclose(found["moving_variance"][step], variance, rtol=1e-5)
 
 
-def test_batch_normalization_of_bfloat16():
-    inputs, gamma, beta, _ = record.batch_norm_inputs((3, 5, 7, 13))
+@pytest.mark.parametrize("shape", [(3, 5, 7, 13), (4, 8, 8, 13)], ids=str)  # pixels cannot, can be divided by 16
+def test_batch_normalization_of_bfloat16(shape):
+    inputs, gamma, beta, _ = record.batch_norm_inputs(shape)
     x = tf.constant(inputs[0])
     with tf.variable_scope("net"):
         rounded = ours(tf.cast(x, tf.bfloat16), True)

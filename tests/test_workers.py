@@ -57,7 +57,7 @@ def trained(data_dir, devices, **changes):
     cluster = Cluster(config.batch_size, devices, config.sync_batch_norm,
                       tf_config=os.environ.get("TF_CONFIG", ""))
     with tf.Graph().as_default() as graph, tf.device(cluster.place):
-        with mock.patch.object(batch_statistics, "only_avx2", lambda: False), \
+        with mock.patch.object(batch_statistics, "has_fused_operations", lambda *_: False), \
                 mock.patch.object(convolution, "only_avx2", lambda: False):
             net = Densenet.build_graph(data, config, cluster)
         session_config = cluster.session_config()
