@@ -20,9 +20,9 @@ cheap to compute and take most of the memory of a step. They are then not kept f
 `Average_pooling` read it through `product_of` and `mapped`, which compute it once forward and once more backward.
 
 Kernels. Where the statistics are known, a depthwise convolution normalizes float32 on a CPU with oneDNN. Otherwise,
-TensorFlow's kernel for batch normalization does. In bfloat16, it is fast for numbers of channels that fill vectors;
-with others, some pixels that follow each other are taken as one: the same memory, read as fewer pixels of more
-channels. The kernel also rectifies, if TensorFlow has such a kernel: a pass less over memory.
+TensorFlow's kernel for batch normalization does. It is fast for numbers of channels that fill vectors; with others,
+some pixels that follow each other are taken as one: the same memory, read as fewer pixels of more channels. The kernel
+also rectifies, if TensorFlow has such a kernel: a pass less over memory.
 
 Moving averages. `SharedStatistics` collects the batch statistics of the whole network, and the training step advances
 all moving averages together: one operation for each layer would add thousands of operations to the graph.
@@ -34,13 +34,13 @@ import math
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from support.machine import has_fused_operations
+from support.machine import gpus, has_fused_operations
 
 DECAY = 0.9
 EPSILON = 0.001  # ε, unless a network has another one
 LEAST_EPSILON = 1.001e-5  # of TensorFlow's kernel, as `tf.nn.fused_batch_norm` has it
 TYPES_WITH_KERNELS = (tf.float32, tf.float16, tf.bfloat16)  # the last one partly by float32
-FAST_CHANNELS = 16  # in bfloat16, TensorFlow's kernels are fast for multiples of it
+FAST_CHANNELS = 16  # oneDNN's kernels are fast for multiples of it
 
 # The variables of one batch normalization that follow the batches: the moving averages of mean and variance, the mean
 # before its bias to 0 is removed, and the number of batches seen.
@@ -331,8 +331,7 @@ def _by_kernel(x, gamma, beta, mean, variance, form):
         gamma, beta, mean, variance = _repeated(together, gamma, beta, mean, variance)
     x = _regrouped(x, _kernel_form(x))
     # With other numbers of channels, the two kernels differ by rounding.
-    fits = x.dtype in (tf.float32, tf.bfloat16) and int(x.shape[3]) % 8 == 0
-    if form.relu and fits and has_fused_operations(x.dtype):
+    if form.relu and int(x.shape[3]) % 8 == 0 and has_fused_operations(x.dtype):
         none = tf.zeros([0])
         inputs = [x, gamma, beta, none, none] if by_batch else [x, gamma, beta, mean, variance]
         y, mean, variance, *_ = _fused(
@@ -403,14 +402,15 @@ def _kernel_gradients(x, y, mean, variance, gamma, form, dy, by_batch):
 def _kernel_form(x):
     """How TensorFlow's kernel is to take x [N, H, W, C]: (its type, how many pixels that follow each other as one).
 
-    In bfloat16 there are as many as give a multiple of FAST_CHANNELS. Where the pixels cannot be divided so, and with
-    TensorFlow 1.15, which has no kernel for bfloat16, the kernel takes x in float32.
+    oneDNN takes as many together as give a multiple of FAST_CHANNELS. Where the pixels cannot be divided so, and on
+    CPUs for which it has no code in bfloat16, bfloat16 is taken in float32.
     """
-    if x.dtype != tf.bfloat16:
-        return x.dtype, 1
-    together = FAST_CHANNELS // math.gcd(FAST_CHANNELS, int(x.shape[3]))
-    pixels = x.shape[:3].num_elements() or x.shape[1:3].num_elements() or 1  # of all images, or of one
-    return (tf.float32, 1) if tf.VERSION.startswith("1.") or pixels % together else (tf.bfloat16, together)
+    if has_fused_operations(x.dtype):
+        together = FAST_CHANNELS // math.gcd(FAST_CHANNELS, int(x.shape[3]))
+        pixels = x.shape[:3].num_elements() or x.shape[1:3].num_elements() or 1  # of all images, or of one
+        if pixels % together == 0:
+            return x.dtype, together
+    return tf.float32 if x.dtype == tf.bfloat16 and not gpus() else x.dtype, 1
 
 
 def _regrouped(x, kernel_form):

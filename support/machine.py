@@ -52,12 +52,14 @@ def gpus():
 
 @functools.lru_cache(maxsize=None)
 def has_fused_operations(dtype=tf.float32):
-    """Returns whether `_FusedBatchNormEx` and `_FusedDepthwiseConv2dNative` can be used on float32 or bfloat16.
+    """Returns whether `_FusedBatchNormEx` and `_FusedDepthwiseConv2dNative` can be used on a type.
 
-    TensorFlow has them for CPUs where it uses oneDNN's kernels, in bfloat16 if these have AVX-512. On a GPU, they would
-    be placed there and do not run.
+    TensorFlow has them where it uses oneDNN's kernels: on CPUs in float32, and in bfloat16 with AVX-512. On a GPU, they
+    would be placed there and do not run.
     """
-    if tf.VERSION.startswith("1.") or gpus() or dtype == tf.bfloat16 and "avx512f" not in _instruction_sets():
+    if dtype not in (tf.float32, tf.bfloat16) or tf.VERSION.startswith("1.") or gpus():
+        return False
+    if dtype == tf.bfloat16 and "avx512f" not in _instruction_sets():
         return False
     from tensorflow.python.util import _pywrap_util_port as build  # TensorFlow 1.15 has no such module
     return build.IsMklEnabled() and build.IsX86Available()
