@@ -324,12 +324,12 @@ def _normalization_gradients(x, y, mean, variance, gamma, form, dy):
 def _by_kernel(x, gamma, beta, mean, variance, form):
     """(y, mean, variance) by TensorFlow's kernel, which takes the batch's statistics where `mean` is None.
 
-    Then the pixels must be as they are, not regrouped.
+    Those are right only where the kernel takes the pixels of x one by one: see `_kernel_form`.
     """
-    by_batch, original, (_, together) = mean is None, x, _kernel_form(x)
+    by_batch, original, kernel_form = mean is None, x, _kernel_form(x)
     if not by_batch:
-        gamma, beta, mean, variance = _repeated(together, gamma, beta, mean, variance)
-    x = _regrouped(x, _kernel_form(x))
+        gamma, beta, mean, variance = _repeated(kernel_form[1], gamma, beta, mean, variance)
+    x = _regrouped(x, kernel_form)
     # With other numbers of channels, the two kernels differ by rounding.
     if form.relu and int(x.shape[3]) % 8 == 0 and has_fused_operations(x.dtype):
         none = tf.zeros([0])
