@@ -92,8 +92,9 @@ def test_a_dense_block_and_its_gradients_match_float64_formulas(monkeypatch, dty
     found = results(dtype, ours)
     assert set(found) == set(expected) and len(found) == 13
     for name, value in expected.items():
-        if dtype == tf.bfloat16:  # of the gradients of beta, little is left of large terms
-            assert np.linalg.norm(found[name] - value) < 0.25 * np.linalg.norm(value), name
+        if dtype == tf.bfloat16:
+            rounding = 0.25 if name.endswith("beta") else 0.1  # large terms of the gradient of beta cancel out
+            assert np.linalg.norm(found[name] - value) < rounding * np.linalg.norm(value), name
         else:
             np.testing.assert_allclose(found[name], value, atol=2e-5 * np.abs(value).max(), err_msg=name)
 
