@@ -23,7 +23,7 @@ import types
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
-import support.environment  # noqa: F401, sets what TensorFlow reads when it is imported
+import support.environment  # sets what TensorFlow reads when it is imported
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -336,6 +336,7 @@ def build_training(images, labels, rate, stop_request, config, data, cluster):
     return train, cost, accuracy, stop
 
 
+@support.environment.no_garbage_collection()
 def build_graph(data, config, cluster=None):
     """Builds placeholders, training step and evaluation in the default graph; returns its tensors by name. `cluster`:
     the processes and devices that train; None: one device."""

@@ -1,5 +1,6 @@
-"""What of TensorFlow's log the user sees."""
+"""What is set for TensorFlow, and what of its log the user sees."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -190,6 +191,23 @@ def test_a_package_is_absent_for_a_while(tmp_path, monkeypatch):
     with environment.absent("pytest"):
         import pytest as again
     assert again is pytest
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_again_afterwards_if_it_was_before(enabled):
+    @environment.no_garbage_collection()
+    def function():
+        raise KeyError(gc.isenabled())
+
+    try:
+        if not enabled:
+            gc.disable()
+        for _ in range(2):
+            with pytest.raises(KeyError, match="False"):
+                function()
+            assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 @pytest.mark.campaign
