@@ -121,7 +121,9 @@ def _check_json(path):
                 answers = json.load(file)
         except (OSError, ValueError):
             answers = None
-        if not isinstance(answers, list):
+        if not (isinstance(answers, list) and all(
+                isinstance(answer, dict) and {"image", "classes", "probabilities"} <= set(answer)
+                for answer in answers)):
             raise UserError("json=%s is there and is no file of answers: give the name of a new file" % path)
 
 

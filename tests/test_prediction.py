@@ -199,7 +199,9 @@ def test_heat_maps_of_images_of_one_name_have_names_of_their_own(run, capsys):  
 
 
 @MNIST
-@pytest.mark.parametrize("name,content", [("a.png", None), ("package.json", b'{"mine": 1}'), ("notes", b"mine")])
+@pytest.mark.parametrize("name,content", [("a.png", None), ("package.json", b'{"mine": 1}'), ("notes", b"mine"),
+                                          ("labels.json", b'[{"image": "1.png", "class": "seven"}]'),
+                                          ("list.json", b"[1, 2]")])
 def test_answers_replace_no_other_file(run, name, content):  # noqa: F811
     Image.new("L", (28, 28)).save("a.png")
     if content:
