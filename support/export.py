@@ -287,6 +287,7 @@ def _as_tflite(network, ending):
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if whole:
             some = _evenly(network.train.images, REPRESENTATIVE)
+            some[0, 0, 0], some[0, 0, 1] = 0, 255  # the scale of the input is 1 only if both occur
             converter.representative_dataset = lambda: ([image[None].astype(np.float32)] for image in some)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.inference_input_type = tf.uint8

@@ -106,6 +106,15 @@ def test_tflite_computes_the_same_for_any_number_of_images(folder, capsys, setti
     assert all(name in output for name in ("TFLite float32", "TFLite dynamic", "TFLite int8", "1 image", "32 images"))
 
 
+@TENSORFLOW_2
+def test_int8_takes_the_bytes_as_they_are_where_the_training_images_are_dark(folder):
+    network = network_on()
+    network.train.images //= 2
+    (path,) = [path for path in write_network(network, "7", ("tflite",)) if "int8" in path]
+    (given,) = tf.lite.Interpreter(path).get_input_details()
+    assert given["quantization"] == (1.0, 0)
+
+
 def test_onnx_computes_the_same(folder):
     pytest.importorskip("tf2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
