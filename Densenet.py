@@ -77,7 +77,7 @@ elastic: number(0.0, 8.0) = 0.0  # pixels, standard deviation of a smooth random
 flip: boolean() = by_dataset(False, cifar=True, folder=True)  # left to right
 alternate_flip: boolean() = by_dataset(False, cifar=True)  # mirror images in every second epoch, not at random
 cutout: integer(0, 64) = by_dataset(0, cifar=8)  # side in pixels of a square that is hidden at a random place
-pixel_range: pair_or_auto() = "auto"  # values that become black and white in images of more than 8 bits per channel
+pixel_range: pair_or_auto() = "auto"  # values that become black and white in grey images of more than 8 bits
 truncated_images: boolean() = False  # use the readable part of truncated image files instead of skipping them
 flip_average: boolean() = by_dataset(False, cifar=True, folder=True)  # test: average logits with the mirror image
 shift_average: integer(0, 8) = by_dataset(0, cifar=1)  # test: average logits over 4 diagonal shifts by these pixels

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -14,6 +16,7 @@ from PIL import Image, ImageFile
 from support import image_reading
 from support.image_reading import CUT_OFF, ORIENTATION_UNKNOWN, range_of, read_image, to_bytes
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(image_reading.__file__)))
 RANDOM = np.random.RandomState(0)
 GARBAGE = bytes(RANDOM.randint(0, 256, 120).tolist())
 
@@ -106,6 +109,27 @@ def test_signed_and_large_integers_go_from_minimum_to_maximum(tmp_path, low, hig
     np.testing.assert_array_equal(grey_of(path, pixel_range), expected.astype(int))
 
 
+@pytest.mark.parametrize("kind,low,high", [("uint16", 0, 4095), ("int32", -5, 90), ("float32", 0, 1),
+                                           ("uint8", 0, 255)])
+def test_the_documented_way_to_prepare_images_reads_the_same(tmp_path, kind, low, high):
+    """`prepare.py` in docs/deployment.md, which is for those who do not have this project."""
+    with open(os.path.join(ROOT, "docs", "deployment.md"), encoding="utf-8") as page:
+        (code,) = re.findall(r"^```python prepare.py\n(.*?)^```$", page.read(), re.MULTILINE | re.DOTALL)
+    program = {}
+    exec(code, program)
+    values = ramp(low, high)
+    if kind == "float32":
+        values[0, :3] = np.nan, np.inf, -np.inf
+    path = saved(tmp_path / "a", values, kind)
+    pixel_range, _ = range_of([path])
+    with open(str(tmp_path / "model.json"), "w") as file:
+        json.dump({"mode": "L", "resize": 16, "crop": [0, 0, 16, 16], "size": 16, "channels": 1,
+                   "pixel_range": pixel_range}, file)
+    expected = read_image(path, 16, 1, pixel_range)
+    np.testing.assert_array_equal(program["pixels"](path, str(tmp_path)), expected[None])
+    assert np.ptp(expected) > 200
+
+
 def test_what_is_no_number_does_not_count_and_is_black_or_white(tmp_path):
     values = ramp(0, 1)
     values[0, :3] = np.nan, np.inf, -np.inf
@@ -131,7 +155,9 @@ def test_8_bit_images_need_their_headers_alone(tmp_path, monkeypatch):
         smooth(16, 16).convert(mode).save(paths[-1])
     monkeypatch.setattr(image_reading, "_sketch", None)
     monkeypatch.setattr(Image.Image, "load", None)
-    assert range_of(paths) == (None, []) and range_of(paths, given=(0, 9)) == (None, [])
+    assert range_of(paths) == (None, [])
+    assert range_of(paths, given=(0, 9)) == (
+        None, ["pixel_range=0,9 changes nothing: no grey image has more than 8 bits"])
     assert range_of([]) == (None, [])
 
 
