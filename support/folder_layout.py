@@ -183,7 +183,8 @@ class _Tree:
 
 def _is_heat_map(path):
     """Whether a file is a picture that mode=predict made of an image: `<name of the image>.png`."""
-    return path.endswith(".png") and _has_extension(path[:-len(".png")]) and is_heat_map(path)
+    image = path[:-len(".png")]
+    return path.endswith(".png") and (_has_extension(image) or os.path.exists(image)) and is_heat_map(path)
 
 
 def _leads_nowhere(path):

@@ -30,7 +30,7 @@ SUMMARIES = {ORIENTATION_UNKNOWN: "files with unreadable EXIF data, whose orient
 
 
 def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir="cache", pixel_range=None,
-                 truncated=False, excluded=(), least_classes=2):
+                 truncated=False, excluded=(), evaluated=False):
     """Returns the images under a folder as a DataSet with uint8 images [N, image_size, image_size, 3].
 
     All images are decoded once into a cache on disk. Indexing the DataSet's images reads them from the cache.
@@ -46,12 +46,13 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
             `support.image_reading.range_of`.
         truncated: whether the readable part of truncated files is used.
         excluded: more folders that the program writes: they are never data.
-        least_classes: number of classes that there must be.
+        evaluated: whether a trained network is evaluated on the images. A single class is enough then, and no split
+            needs images of its own: of a folder that is not the run's, all are evaluated.
     Raises:
         DataError: there are no valid class folders, a class has no readable training image, or the test split is empty.
         UserError: the cache cannot be written or read, or the operating system cannot read an image file.
     """
-    layout = layout_of(data_dir, (cache_dir,) + tuple(excluded), least_classes)
+    layout = layout_of(data_dir, (cache_dir,) + tuple(excluded), least_classes=1 if evaluated else 2)
     side = stored_side(image_size, crop_area)
     digest = hashlib.sha256(repr((CACHE_VERSION, pixel_range and tuple(map(float, pixel_range)), truncated)).encode())
     for path, label, split in layout.files:
@@ -77,11 +78,14 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
     if given:
         say("validation: the %d images that %s has for it; validation_size is not used"
             % (len(rows["validation"]), data_dir))
+    if evaluated and validation_size >= len(rows["train"]):
+        validation_size = 0
     data = data_set("folder", splits["train"], splits["test"], layout.class_names, validation_size, black_border=False,
                     checksum=int(index["checksum"]), validation=splits["validation"] if given else None)
     data.pixel_range = tuple(index["pixel_range"].tolist()) or None
     data.digests = {split: index["digests"][getattr(data, split).images.rows] for split in SPLITS}
-    _check_splits(data, data_dir, given, any(split == "test" for _, _, split in layout.files))
+    if not evaluated:
+        _check_splits(data, data_dir, given, any(split == "test" for _, _, split in layout.files))
     _say_repeated(data)
     return data
 
@@ -144,7 +148,7 @@ def options(config):
     return dict(image_size=config.image_size, crop_area=config.crop_area, cache_dir=config.cache_dir,
                 pixel_range=None if config.pixel_range == "auto" else config.pixel_range,
                 truncated=config.truncated_images, excluded=(config.model_dir, config.log_dir, config.export_dir),
-                least_classes=1 if config.mode == "evaluate" else 2)
+                evaluated=config.mode == "evaluate")
 
 
 def joined(splits):
@@ -294,6 +298,10 @@ def _decoded(files, side, pixel_range, truncated):
 def _locked(path):
     """A context that only one process at a time can enter. Other processes wait."""
     with open(path, "a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems do not support locks
+            say("%s cannot be locked (%s): do not let two processes decode the same images at once"
+                % (path, error.strerror))
         yield

@@ -697,6 +697,15 @@ def test_the_programs_own_folders_are_no_data(tmp_path, monkeypatch):
     assert set(folder_layout.PROGRAM_FOLDERS) == {os.path.join(root, name) for name in ("docs", "support", "tests")}
 
 
+@pytest.mark.parametrize("name", ["1.png", "2"])
+def test_heat_maps_beside_their_images_are_no_data(tmp_path, name):
+    for folder in "ab":
+        put(str(tmp_path / folder / name))
+    before = layout_of(str(tmp_path)).files
+    put(str(tmp_path / "a" / (name + ".png")), HEAT_MAP)
+    assert layout_of(str(tmp_path)).files == before and len(before) == 2
+
+
 @pytest.mark.parametrize("name", [".hidden", "__MACOSX", "__pycache__", "node_modules", "lost+found", "venv", "conda"])
 def test_folders_of_tools_are_no_data(tmp_path, name):
     plant(tmp_path / "a", tmp_path / "b", tmp_path / name, tmp_path / "a" / name)

@@ -1,8 +1,10 @@
 """Image folders: decoding, caching, cropping and training."""
 
+import errno
 import glob
 import hashlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -190,6 +192,17 @@ def test_an_incomplete_cache_of_a_killed_process_is_replaced(shapes, folder, mon
     with open(os.path.join(left, "pixels"), "wb"):
         pass
     assert len(image_folder.prepare_data(shapes, 20, 8).train) == 143 and not glob.glob("cache/*.new")
+
+
+@pytest.mark.skipif(image_folder.fcntl is None, reason="this system has no such locks")
+def test_a_cache_that_cannot_be_locked_is_used(shapes, folder, capsys, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(image_folder.fcntl, "flock", flock)
+    assert len(image_folder.prepare_data(shapes, 20, 8).train) == 143
+    assert re.search("cache/shapes-8px-.* cannot be locked .No locks available.: do not let two processes",
+                     capsys.readouterr().out)
 
 
 def test_the_error_names_a_damaged_cache(shapes, folder):
