@@ -20,7 +20,7 @@ from support.explanations import class_maps, classifier_kernel, feature_reuse, k
 from support.export import COMPARED, IMAGES, PROBABILITIES, check_absent, check_formats, network_of, write_network
 from support.file_reading import shortened
 from support.pictures import write_reuse_picture
-from support.run_directory import SEEN_IMAGES, RunDirectory, of_earlier_versions, runs_in
+from support.run_directory import RunDirectory, of_earlier_versions, runs_in
 from support.tensorboard import log_evaluation
 from support.workers import Cluster
 
@@ -252,13 +252,11 @@ def _as_other_data(data, trained):
     if data.digests is not None:  # an image folder: all its images, but those that the run has seen
         test = image_folder.joined([data.train, data.validation, data.test])
         digests = np.concatenate([data.digests[split] for split in ("train", "validation", "test")])
-        try:
-            unseen = np.flatnonzero(~np.isin(digests, np.load(os.path.join(directory.path, SEEN_IMAGES))))
-        except (OSError, ValueError):
-            unseen = np.arange(len(digests))
-            if trained.weights is None:
-                say("%s did not record its training images: those in %s cannot be left out, and with any of them the "
-                    "accuracy is too high" % (directory.path, data_dir))
+        seen = directory.seen_images()
+        if seen is None and trained.weights is None:
+            say("%s did not record its training images: those in %s cannot be left out, and with any of them the "
+                "accuracy is too high" % (directory.path, data_dir))
+        unseen = np.flatnonzero(~np.isin(digests, [] if seen is None else seen))
         left_out = len(digests) - len(unseen)
         test = Split(test.images.subset(unseen), test.labels[unseen])
     if not len(test):

@@ -51,8 +51,9 @@ LARGEST = 2 ** 28  # bytes of a download; densenet_201 has 80 million
 IMAGENET_MEAN = np.float32([0.485, 0.456, 0.406]) * 255
 IMAGENET_DEVIATION = np.float32([0.229, 0.224, 0.225]) * 255
 MANY_STEPS = 1000.0  # of batch normalization: 0.9 ^ 1000 is 0 in float32, so that the loaded averages go on as they are
+# The settings in a run's settings.json that describe its network, and what it sees of an image
 DESCRIBING = ("blocks", "growth_k", "bottleneck", "compression", "transition_channels", "transition_pooling", "stem",
-              "stem_channels", "norm_epsilon")  # the settings that a run's settings.json has of its network
+              "stem_channels", "norm_epsilon", "crop_area")
 
 
 @dataclasses.dataclass
@@ -66,6 +67,7 @@ class StartingPoint:
         mean, deviation: those of the images that they were trained with, float32 [C].
         read: a function of cache_dir that returns the Weights.
         run: the name of the run of this program that they are of; empty for others.
+        seen: digests of the images that they were trained on or chosen by, uint64 [N]; None: not known.
     """
 
     identity: str
@@ -74,6 +76,7 @@ class StartingPoint:
     deviation: np.ndarray
     read: typing.Callable
     run: str = ""
+    seen: typing.Optional[np.ndarray] = None
 
 
 @dataclasses.dataclass
@@ -333,15 +336,17 @@ def _of_checkpoint(path, name=None):
     if recorded:
         known = of_earlier_versions(recorded)
         settings = {setting: known[setting] for setting in DESCRIBING if known.get(setting) is not None}
-        shape = _facts(recorded).get("image_shape")
+        shape, scale = _facts(recorded).get("image_shape"), _facts(recorded).get("pixel_range")
         settings.update({"image_size": shape[0]} if isinstance(shape, list) and shape else {})
+        settings.update({"pixel_range": tuple(scale)} if isinstance(scale, list) and len(scale) == 2 else {})
     else:
         settings = parts_of({variable: value.shape for variable, value in weights.values.items()}, path)
         say("%s is without the settings.json of its run: stem, transition_pooling and norm_epsilon have to be given "
             "where they are not the usual ones" % path)
     # Of a run the name alone: what starts from it is resumed by the same command, also when the run has gone on.
     identity = re.sub(r"[^\w=,.+-]", "_", name or "%s-%s" % (os.path.basename(folder), os.path.basename(path)))
-    return StartingPoint(identity, settings, mean, deviation, lambda _: weights, os.path.basename(folder))
+    return StartingPoint(identity, settings, mean, deviation, lambda _: weights, os.path.basename(folder),
+                         RunDirectory(folder, {}).seen_images())
 
 
 class _Foreign(UserError):

@@ -112,6 +112,8 @@ class RunDirectory:
         if data:
             raise UserError("%s holds a run on other data (%s): set run_name to another name to train on these, or "
                             "mode=evaluate to test it on them" % (self.path, "; ".join(data)))
+        if before.get("data_dir") != self.settings.get("data_dir"):  # the same images at another place
+            self.write_json("settings.json", dict(before, data_dir=self.settings["data_dir"]))
 
     def create(self):
         """Creates the directory where it is not there. Raises UserError if it cannot be created."""
@@ -144,6 +146,13 @@ class RunDirectory:
             replace_file(path, lambda file: np.save(file, array))
         except OSError as error:
             raise UserError("cannot write %s (%s): make room there" % (path, error.strerror)) from None
+
+    def seen_images(self):
+        """Returns the digests of the images that the run was trained on or chosen by, uint64 [N]; None: unknown."""
+        try:
+            return np.load(os.path.join(self.path, SEEN_IMAGES))
+        except (OSError, ValueError):
+            return None
 
     def keep(self, name):
         """Renames a file before it is replaced: result.json to result-1.json, the next one to result-2.json, …"""

@@ -182,8 +182,18 @@ class TrainingRun:
             sess.run(net.initialize)
             if cluster.is_chief and not self._checkpoints.restore_newest(sess) and config.starting_point:
                 say(pretrained.start_from(sess, config.starting_point.read(config.cache_dir), self.data.class_names))
+                self._say_seen()
             cluster.copy_from_chief(sess)
             yield sess
+
+    def _say_seen(self):
+        """Says how many test images the weights that the run starts from were trained on or chosen by."""
+        digests, seen = self.data.digests, self.config.starting_point.seen
+        count = 0 if digests is None or seen is None else int(np.isin(digests["test"], seen).sum())
+        if count:
+            say("%d of the %d test images are among those that weights=%s was trained on or chosen by: the accuracy is "
+                "too high by them; keep test images in a folder of their own" % (
+                    count, len(digests["test"]), self.config.weights))
 
     def begin(self, sess):
         """The step to go on from. Starts the reports, or where the run is finished, says so and sets `finished`.
@@ -205,18 +215,20 @@ class TrainingRun:
         """Whether a run at `step` is finished. Only a `total_epochs` that was given or edited extends a finished run.
 
         Raises:
-            UserError: in every worker, the given `total_epochs` are fewer than were trained.
+            UserError: in every worker, the given `total_epochs` are fewer than were trained, or the usual ones are
+                fewer than a run that was stopped was trained.
         """
         config = self.config
         result = self._directory.read_json("result.json") if self._directory else None
         finished = bool(result) and step >= result.get("steps", step)
         asked = "total_epochs" in config.edited
-        too_few = asked and step > self.total_steps
+        too_few = step > self.total_steps and (asked or not finished)
         stop = finished and not (asked and step < self.total_steps)
         finished, too_few, stop = (count > 0 for count in self.cluster.total(  # the chief decides
             sess, [self.cluster.is_chief and flag for flag in (finished, too_few, stop)]))
         if too_few:
-            least = math.ceil(step / self.steps_per_epoch)
+            progress = self._directory and self._directory.read_json("progress.json") or {}
+            least = max(math.ceil(step / self.steps_per_epoch), progress.get("total_epochs", 0))
             raise UserError("total_epochs=%d is less than what %s was trained for (%s epochs): %s, or set run_name to "
                             "another name for a new run" % (
                                 config.total_epochs, self._folder, "%g" % round(step / self.steps_per_epoch, 1),
@@ -239,7 +251,7 @@ class TrainingRun:
         self._logs = RunLogs(config.log_dir, config.run_name)
         gpus = [device.name for device in sess.list_devices() if device.device_type == "GPU"]
         show_header(config, self.data, self._net.parameters, self.cluster, gpus, self._folder, self._logs.folder)
-        self._record_images()
+        self._record_images(step)
         before = self._directory.read_json("progress.json") or {}
         if step:
             self._train_seconds, self._timed_steps = before.get("train_seconds", 0.0), before.get("timed_steps", 0)
@@ -260,13 +272,18 @@ class TrainingRun:
         self._logs.open(step, sess.graph, dict(self._settings, total_epochs=config.total_epochs))
         self._directory.keep("result.json")  # of fewer epochs, where the run goes on
 
-    def _record_images(self):
-        """Writes what the other modes compare images with: what the training images look like, and which they were."""
-        if self._directory.read_json("appearance.json") is None:
+    def _record_images(self, step):
+        """Writes what the other modes compare images with: what the training images look like, and which they were.
+
+        Those that the weights at the start were trained on or chosen by belong to the latter.
+        """
+        if not step or self._directory.read_json("appearance.json") is None:
             self._directory.write_json("appearance.json", appearance_of(self.data.train.images))
         if self.data.digests is not None:
-            seen = np.concatenate([self.data.digests[split] for split in ("train", "validation")])
-            self._directory.write_array(SEEN_IMAGES, seen)
+            start = self.config.starting_point
+            seen = [self.data.digests[split] for split in ("train", "validation")]
+            seen += [start.seen] if start and start.seen is not None else []
+            self._directory.write_array(SEEN_IMAGES, np.concatenate(seen))
 
     # During an epoch
 

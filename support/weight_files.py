@@ -196,12 +196,13 @@ def parts_of(shapes, path):
 
 
 def described(shapes, path):
-    """{setting: value} for a file's network: the name of one that has a name, or its parts."""
+    """{setting: value} for a file's network: the name of one that has a name, or its parts and ImageNet's images."""
     parts = dict(parts_of(shapes, path), stem="imagenet", transition_pooling="average")
     for name, its in NETWORKS.items():
         if all(its[setting] == value for setting, value in parts.items()):
             return {"network": name}
-    return dict(parts, network="custom")
+    usual = NETWORKS["densenet_121"]
+    return dict(parts, network="custom", **{name: usual[name] for name in ("image_size", "crop_area")})
 
 
 def _shapes(parts, class_num=None):

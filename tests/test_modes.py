@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -171,6 +172,43 @@ def test_a_new_folder_is_evaluated_with_the_classes_of_the_run(pets, shapes):  #
     os.rename("new/ring", "new/bell")
     with pytest.raises(UserError, match="new has the class bell, which .* was not trained on"):
         Densenet.evaluate(data_dir="new", **pets)
+
+
+def test_a_folder_with_a_few_images_of_a_class_is_evaluated(pets, shapes):  # noqa: F811
+    """Whether they would be enough to train on or to divide into splits does not matter."""
+    for number, name in enumerate(("ring", "square", "circle"), 1):
+        os.makedirs("new/" + name)
+        readable = [file for file in sorted(os.listdir(os.path.join(shapes, name))) if "damaged" not in file]
+        for file in readable[1:2 * number:2]:
+            shutil.copy(os.path.join(shapes, name, file), "new/" + name)
+    content = Densenet.evaluate(data_dir="new", **pets)
+    assert content["images"] == 6 and sorted(np.array(content["confusion_matrix"]).sum(1)) == [0, 0, 0, 1, 2, 3]
+
+
+def test_a_run_whose_folder_was_moved_remembers_the_new_place(pets, capsys):
+    before = Densenet.evaluate(**pets)
+    os.rename("pets", "moved")
+    with pytest.raises(UserError, match="pets"):
+        Densenet.evaluate(**pets)
+    Densenet.train(**dict(TINY_FOLDER, data_dir="moved", total_epochs=1, **pets))
+    assert Densenet.evaluate(**pets) == before
+
+
+def test_test_images_that_the_weights_at_the_start_have_seen_are_said(pets, shapes, capsys):  # noqa: F811
+    """More images change which of them are drawn for the test. They are also left out when the second run is evaluated
+    on other data."""
+    source = dict(TINY_FOLDER, data_dir="pets", total_epochs=1, weights=pets["run_name"], init_learning_rate=1e-3)
+    Densenet.train(run_name="same", **source)
+    assert "are among those" not in capsys.readouterr().out
+    for file in sorted(os.listdir(os.path.join(shapes, "ring")))[1::2]:
+        shutil.copy2(os.path.join(shapes, "ring", file), "pets/ring")
+    Densenet.train(run_name="more", **source)
+    found = re.search(r"(\d+) of the (\d+) test images are among those that weights=%s was trained on or chosen by: "
+                      "the accuracy is too high by them" % pets["run_name"], capsys.readouterr().out)
+    seen, images = ({tuple(digest) for digest in np.load("model/%s/seen_images.npy" % name).reshape(-1, 1)}
+                    for name in (pets["run_name"], "more"))
+    assert 0 < int(found.group(1)) < int(found.group(2)) and seen < images
+    assert Densenet.evaluate(run_name="more", data_dir=shapes)["images"] == 198 - len(images)  # two are damaged
 
 
 @pytest.mark.once
@@ -356,7 +394,7 @@ def weights_alone(folder):
     for label, number in np.ndindex(3, 10):
         os.makedirs("noise/class %d" % label, exist_ok=True)
         Image.fromarray(images[label, number]).save("noise/class %d/%d.png" % (label, number))
-    return dict(weights=path, image_size=32), images
+    return dict(weights=path, image_size=32, crop_area=1.0), images
 
 
 def test_weights_classify_without_a_run(weights_alone, capsys):

@@ -188,7 +188,8 @@ def test_the_network_is_described(tmp_path):
     point = pretrained.look_up(write_safetensors(tmp_path / "a.safetensors", tiny_weights()), "model")
     assert point.settings == dict(
         network="custom", blocks=(1, 2, 1, 1), growth_k=4, bottleneck=True, compression=0.5, transition_channels=0,
-        transition_pooling="average", stem="imagenet", stem_channels=0, norm_epsilon=1e-5)
+        transition_pooling="average", stem="imagenet", stem_channels=0, norm_epsilon=1e-5, image_size=224,
+        crop_area=0.08)
     np.testing.assert_allclose(point.mean, [123.675, 116.28, 103.53], rtol=1e-6)
     np.testing.assert_allclose(point.deviation, [58.395, 57.12, 57.375], rtol=1e-6)
     with open(str(tmp_path / "a.safetensors"), "rb") as file:
@@ -641,13 +642,16 @@ def bias_of(weights, model_dir="model"):
 
 
 def test_a_run_gives_its_best_checkpoint_and_its_settings(folder):
-    save("model/pets", 10, 1.0, settings_json())
+    settings = settings_json(crop_area=0.5)
+    settings["data"]["pixel_range"] = [0.0, 4096.0]
+    save("model/pets", 10, 1.0, settings)
     save("model/pets", 20, 2.0)
     save("model/pets/best", 10, 3.0)
     point = pretrained.look_up("pets", "model")
     assert point.settings == dict(
         blocks=[1, 1], growth_k=4, bottleneck=True, compression=0.5, transition_channels=0,
-        transition_pooling="average", stem="3x3", stem_channels=0, norm_epsilon=0.002, image_size=8)
+        transition_pooling="average", stem="3x3", stem_channels=0, norm_epsilon=0.002, image_size=8, crop_area=0.5,
+        pixel_range=(0, 4096))
     np.testing.assert_array_equal(point.mean, [1, 2, 3])
     weights = point.read("cache")
     assert weights.class_names == ["x", "y", "z"] and weights.values["linear/bias"][0] == 3

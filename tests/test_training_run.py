@@ -33,7 +33,7 @@ from test_evaluation import from_matrix
 
 import cifar10
 import Densenet
-from support import UserError
+from support import UserError, configuration
 from support.interruption import Stopped
 from support.training_run import TrainingRun
 
@@ -150,7 +150,7 @@ def test_only_a_given_or_edited_total_epochs_extends_a_finished_run(tiny_mnist, 
 
 
 @pytest.mark.once
-def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder):
+def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder, monkeypatch):
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine")
     Densenet.train(**dict(options, total_epochs=3))
     before = read("model/mine/result.json")
@@ -161,7 +161,26 @@ def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder):
     os.remove("model/mine/result.json")  # as if it had been stopped before the test
     with pytest.raises(UserError, match=r"\(3 epochs\): give total_epochs=3 or more to go on with it, or set run_name"):
         Densenet.train(**dict(options, total_epochs=2))
+    usual = dict(options)
+    del usual["total_epochs"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Densenet, "total_epochs", 2)
+        patched.setitem(configuration.SHIPPED["mnist"], "total_epochs", 2)  # shipped, not edited
+        with pytest.raises(UserError, match=r"\(3 epochs\): give total_epochs=3 or more to go on with it, or set"):
+            Densenet.train(**usual)
     assert Densenet.train(**dict(options, total_epochs=3))["test_accuracy"] == before["test_accuracy"]
+
+
+@pytest.mark.once
+def test_a_run_that_starts_afresh_describes_its_own_images(tiny_mnist, folder):
+    """An earlier run here ended before it saved anything but what its images look like."""
+    options = dict(TINY, data_dir=tiny_mnist, total_epochs=1)
+    Densenet.train(run_name="other", **options)
+    os.makedirs("model/mine")
+    with open("model/mine/appearance.json", "w") as file:
+        json.dump({"of": "others"}, file)
+    Densenet.train(run_name="mine", **options)
+    assert read("model/mine/appearance.json") == read("model/other/appearance.json")
 
 
 @pytest.mark.once
