@@ -15,7 +15,7 @@ import types
 from support import UserError, pretrained, say, settings
 from support.networks import NETWORKS
 from support.optimizers import FINE_TUNING, recipe_of
-from support.run_directory import FOLDER_ONLY
+from support.run_directory import FOLDER_ONLY, RunDirectory
 
 LONGEST_NAME = 200  # bytes of a run's name; file systems take 255
 
@@ -172,8 +172,16 @@ def choose(module, arguments=(), caller=None, **overrides):
         first = _name_of_folder(values["data_dir"]) if dataset == "folder" else dataset
         values["run_name"] = _shortened("-".join([first] + changed))
         earlier = _shortened("-".join([dataset] + changed)) if dataset == "folder" else None
+    values.update(_brought_before(values, origins, identities["weights"]))
     return types.SimpleNamespace(given=given, edited=frozenset(own), origins=origins, identifying=identifying,
                                  identities=identities, starting_point=start, earlier_run_name=earlier, **values)
+
+
+def _brought_before(values, origins, weights):
+    """{name: value} of what the weights brought to this run when it began: earlier versions had other values."""
+    run = RunDirectory(os.path.join(values["model_dir"], values["run_name"]), {}).read_json("settings.json") or {}
+    return {name: run[name] for name in ("image_size", "crop_area")
+            if origins.get(name) == "weights" and run.get("weights") == weights and name in run}
 
 
 def _starting_point(values):

@@ -64,15 +64,19 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
         say(line)
     try:
         os.makedirs(cache_dir, exist_ok=True)
-        with _locked(cache + ".lock"):
-            if not os.path.isdir(cache):
-                _decode(layout.files, side, data_dir, cache, pixel_range, truncated)
+        if not os.path.isdir(cache):
+            with _locked(cache + ".lock"):
+                if not os.path.isdir(cache):
+                    _decode(layout.files, side, data_dir, cache, pixel_range, truncated)
     except OSError as error:
         raise UserError("cannot write the decoded images to %s (%s): make room there, or set cache_dir to another "
                         "folder" % (cache, error.strerror or error)) from None
     index, pixels = _read(cache, side)
     _say_notes(index, cache)
     rows = {split: np.flatnonzero(index["splits"] == number) for number, split in enumerate(SPLITS)}
+    if evaluated and not len(rows["train"]):
+        rows = dict.fromkeys(rows, np.arange(0))
+        rows["train"] = np.arange(len(index["splits"]))
     splits = {split: Split(Images(pixels, rows[split], image_size), index["labels"][rows[split]]) for split in SPLITS}
     given = len(rows["validation"]) > 0
     if given:
@@ -302,6 +306,6 @@ def _locked(path):
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:  # some network file systems do not support locks
-            say("%s cannot be locked (%s): do not let two processes decode the same images at once"
-                % (path, error.strerror))
+            raise UserError("%s cannot be locked (%s): set cache_dir to a folder on a disk of this machine"
+                            % (path, error.strerror)) from None
         yield

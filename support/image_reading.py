@@ -108,7 +108,7 @@ def range_of(paths, truncated=False, given=None):
     deep = [facts for facts in found if facts.values is not None]
     if not deep:
         if given:
-            notes.append("pixel_range=%g,%g changes nothing: no grey image has more than 8 bits" % tuple(given))
+            notes.append("the scale %g to %g changes nothing: no grey image has more than 8 bits" % tuple(given))
         return None, notes
     kinds = {facts.floating: facts.path for facts in deep}
     known = [facts for facts in deep if len(facts.values)] or [_Depth("", 0.0, 0.0, True, np.zeros(1))]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from support import UserError, say
 from support.appearance import as_handwriting, differences, is_handwritten
-from support.folder_layout import files_under
+from support.folder_layout import files_under, heat_map_name
 from support.image_reading import range_of, read_image
 from support.modes import preparation_of, serving_graph, trained_network
 from support.pictures import CARD, heat_map, is_heat_map
@@ -214,7 +214,7 @@ def _answer(file, probabilities, class_names):
 
 
 class _HeatMaps:
-    """Writes a heat map for each image: `<folder>/<path of the image below the folder that all are in>.png`.
+    """Writes a heat map for each image, to `folder`, with the path of the image below the folder that all are in.
 
     No two images get the same file, and only heat maps of an earlier call are replaced.
 
@@ -229,7 +229,7 @@ class _HeatMaps:
         self.folder, self.written, self.places = folder, set(), 0
         paths = {file: os.path.abspath(file) for file in files}
         common = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
-        self._paths = {file: os.path.join(folder, os.path.relpath(path, common)) + ".png"
+        self._paths = {file: os.path.join(folder, heat_map_name(os.path.relpath(path, common)))
                        for file, path in paths.items()}
         for file, path in self._paths.items():
             if os.path.lexists(path) and not is_heat_map(path):

@@ -67,6 +67,7 @@ class StartingPoint:
         mean, deviation: those of the images that they were trained with, float32 [C].
         read: a function of cache_dir that returns the Weights.
         run: the name of the run of this program that they are of; empty for others.
+        pixel_range: the scale of deep images that they were trained with; None: there were none, or it is not known.
         seen: digests of the images that they were trained on or chosen by, uint64 [N]; None: not known.
     """
 
@@ -76,6 +77,7 @@ class StartingPoint:
     deviation: np.ndarray
     read: typing.Callable
     run: str = ""
+    pixel_range: typing.Optional[list] = None
     seen: typing.Optional[np.ndarray] = None
 
 
@@ -336,9 +338,8 @@ def _of_checkpoint(path, name=None):
     if recorded:
         known = of_earlier_versions(recorded)
         settings = {setting: known[setting] for setting in DESCRIBING if known.get(setting) is not None}
-        shape, scale = _facts(recorded).get("image_shape"), _facts(recorded).get("pixel_range")
+        shape = _facts(recorded).get("image_shape")
         settings.update({"image_size": shape[0]} if isinstance(shape, list) and shape else {})
-        settings.update({"pixel_range": tuple(scale)} if isinstance(scale, list) and len(scale) == 2 else {})
     else:
         settings = parts_of({variable: value.shape for variable, value in weights.values.items()}, path)
         say("%s is without the settings.json of its run: stem, transition_pooling and norm_epsilon have to be given "
@@ -346,7 +347,7 @@ def _of_checkpoint(path, name=None):
     # Of a run the name alone: what starts from it is resumed by the same command, also when the run has gone on.
     identity = re.sub(r"[^\w=,.+-]", "_", name or "%s-%s" % (os.path.basename(folder), os.path.basename(path)))
     return StartingPoint(identity, settings, mean, deviation, lambda _: weights, os.path.basename(folder),
-                         RunDirectory(folder, {}).seen_images())
+                         _facts(recorded).get("pixel_range"), RunDirectory(folder, {}).seen_images())
 
 
 class _Foreign(UserError):

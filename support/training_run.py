@@ -113,6 +113,10 @@ class TrainingRun:
                     config.weights, len(start.mean), "s" if len(start.mean) > 1 else "",
                     config.data_dir if config.dataset == "folder" else config.dataset, channels))
             normalize_by(self.data, start.mean, start.deviation)
+            scales = start.pixel_range, self.data.pixel_range
+            if None not in scales and list(scales[0]) != list(scales[1]):
+                say("the weights were trained on values %g to %g as black to white, here it is %g to %g: "
+                    "pixel_range=%g,%g has them see the same" % (*scales[0], *scales[1], *scales[0]))
 
     def _go_on_with_earlier_name(self, fingerprint):
         """Keeps the name of a run on these data that an earlier version made; it named all folders' runs alike."""
@@ -187,19 +191,23 @@ class TrainingRun:
             yield sess
 
     def _say_seen(self):
-        """Says how many test images the weights that the run starts from were trained on or chosen by."""
+        """Says how many images of other splits the weights that the run starts from were trained on or chosen by."""
         digests, seen = self.data.digests, self.config.starting_point.seen
-        count = 0 if digests is None or seen is None else int(np.isin(digests["test"], seen).sum())
-        if count:
-            say("%d of the %d test images are among those that weights=%s was trained on or chosen by: the accuracy is "
-                "too high by them; keep test images in a folder of their own" % (
-                    count, len(digests["test"]), self.config.weights))
+        if digests is None or seen is None:
+            return
+        counts = {split: int(np.isin(digests[split], seen).sum()) for split in ("validation", "test")}
+        if counts == {"validation": len(digests["validation"]), "test": 0}:
+            return  # the splits are those of the weights
+        for split in [split for split in counts if counts[split]]:
+            say("%d of the %d %s images are among those that weights=%s was trained on or chosen by: the accuracy is "
+                "too high by them; keep these images in a folder of their own"
+                % (counts[split], len(digests[split]), split, self.config.weights))
 
     def begin(self, sess):
         """The step to go on from. Starts the reports, or where the run is finished, says so and sets `finished`.
 
         Raises:
-            UserError: the given `total_epochs` are fewer than were trained; or the logs cannot be written.
+            UserError: `total_epochs` are too few, as in `_is_finished`; or the logs cannot be written.
         """
         step = int(sess.run(self._net.global_step))
         if self._is_finished(sess, step):
@@ -215,20 +223,27 @@ class TrainingRun:
         """Whether a run at `step` is finished. Only a `total_epochs` that was given or edited extends a finished run.
 
         Raises:
-            UserError: in every worker, the given `total_epochs` are fewer than were trained, or the usual ones are
-                fewer than a run that was stopped was trained.
+            UserError: in every worker, the given `total_epochs` are fewer than were trained; or none are given, and a
+                run that was to be trained for more has been trained for the usual ones.
         """
         config = self.config
-        result = self._directory.read_json("result.json") if self._directory else None
+        result, progress = (self._directory.read_json(name) if self._directory else None
+                            for name in ("result.json", "progress.json"))
+        meant = (progress or {}).get("total_epochs", config.total_epochs)
         finished = bool(result) and step >= result.get("steps", step)
         asked = "total_epochs" in config.edited
-        too_few = step > self.total_steps and (asked or not finished)
+        too_few = step > self.total_steps if asked else (
+            not finished and step >= self.total_steps and meant > config.total_epochs)
         stop = finished and not (asked and step < self.total_steps)
         finished, too_few, stop = (count > 0 for count in self.cluster.total(  # the chief decides
             sess, [self.cluster.is_chief and flag for flag in (finished, too_few, stop)]))
         if too_few:
-            progress = self._directory and self._directory.read_json("progress.json") or {}
-            least = max(math.ceil(step / self.steps_per_epoch), progress.get("total_epochs", 0))
+            if not asked:
+                raise UserError(
+                    "%s was stopped on its way to more than %d epochs: give total_epochs%s to go on with it, or set "
+                    "run_name to another name for a new run" % (
+                        self._folder, config.total_epochs, "=%d" % meant if self._directory else " as then"))
+            least = math.ceil(step / self.steps_per_epoch)
             raise UserError("total_epochs=%d is less than what %s was trained for (%s epochs): %s, or set run_name to "
                             "another name for a new run" % (
                                 config.total_epochs, self._folder, "%g" % round(step / self.steps_per_epoch, 1),

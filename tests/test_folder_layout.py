@@ -12,7 +12,7 @@ import pytest
 
 from support import folder_layout
 from support.file_reading import DataError
-from support.folder_layout import files_under, layout_of
+from support.folder_layout import files_under, heat_map_name, layout_of
 from support.pictures import heat_map
 
 HEAT_MAP = heat_map(np.zeros([2, 2, 3], np.uint8), np.ones([1, 1], np.float32), "cat", 0.5)
@@ -697,13 +697,15 @@ def test_the_programs_own_folders_are_no_data(tmp_path, monkeypatch):
     assert set(folder_layout.PROGRAM_FOLDERS) == {os.path.join(root, name) for name in ("docs", "support", "tests")}
 
 
-@pytest.mark.parametrize("name", ["1.png", "2"])
-def test_heat_maps_beside_their_images_are_no_data(tmp_path, name):
+@pytest.mark.parametrize("name", ["1.png", "2", "IMG.0003"])
+def test_heat_maps_are_no_data(tmp_path, name):
     for folder in "ab":
         put(str(tmp_path / folder / name))
     before = layout_of(str(tmp_path)).files
-    put(str(tmp_path / "a" / (name + ".png")), HEAT_MAP)
-    assert layout_of(str(tmp_path)).files == before and len(before) == 2
+    for folder in ("a", "maps/a"):
+        put(str(tmp_path / folder / heat_map_name(name)), HEAT_MAP)
+    layout = layout_of(str(tmp_path))
+    assert layout.files == before and len(before) == 2 and layout.class_names == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", [".hidden", "__MACOSX", "__pycache__", "node_modules", "lost+found", "venv", "conda"])

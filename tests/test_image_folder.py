@@ -4,7 +4,6 @@ import errno
 import glob
 import hashlib
 import os
-import re
 import shutil
 import signal
 import sys
@@ -195,14 +194,17 @@ def test_an_incomplete_cache_of_a_killed_process_is_replaced(shapes, folder, mon
 
 
 @pytest.mark.skipif(image_folder.fcntl is None, reason="this system has no such locks")
-def test_a_cache_that_cannot_be_locked_is_used(shapes, folder, capsys, monkeypatch):
+def test_only_a_complete_cache_is_used_where_nothing_can_be_locked(shapes, folder, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
+    with monkeypatch.context() as patched:
+        patched.setattr(image_folder.fcntl, "flock", flock)
+        with pytest.raises(UserError, match="cache/shapes-8px-.* cannot be locked .No locks available.: set cache_dir"):
+            image_folder.prepare_data(shapes, 20, 8)
+    image_folder.prepare_data(shapes, 20, 8)
     monkeypatch.setattr(image_folder.fcntl, "flock", flock)
     assert len(image_folder.prepare_data(shapes, 20, 8).train) == 143
-    assert re.search("cache/shapes-8px-.* cannot be locked .No locks available.: do not let two processes",
-                     capsys.readouterr().out)
 
 
 def test_the_error_names_a_damaged_cache(shapes, folder):
@@ -304,6 +306,18 @@ def test_test_images_that_are_training_images_are_counted(tmp_path, folder, caps
     output = capsys.readouterr().out
     assert "2 of the 6 test images are also training images: the accuracy is too high by them" in output
     assert "1 of the 7 validation images are also training images" in output
+
+
+def test_all_images_are_evaluated_whatever_split_they_are_in(tmp_path, folder):
+    for place, count in (("test/a", 2), ("test/b", 1), ("validation/a", 1)):
+        plain_images(tmp_path / "in" / place, count)
+    for name in "ab":
+        os.makedirs(str(tmp_path / "in" / "train" / name))
+        (tmp_path / "in" / "train" / name / "1.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="no training images"):
+        image_folder.prepare_data(str(tmp_path / "in"), 0.1, 8)
+    data = image_folder.prepare_data(str(tmp_path / "in"), 0.1, 8, evaluated=True)
+    assert sum(len(split) for split in (data.train, data.validation, data.test)) == 4
 
 
 def test_deep_images_have_one_scale_that_is_kept(tmp_path, folder, capsys):

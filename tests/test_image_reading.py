@@ -157,7 +157,7 @@ def test_8_bit_images_need_their_headers_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", None)
     assert range_of(paths) == (None, [])
     assert range_of(paths, given=(0, 9)) == (
-        None, ["pixel_range=0,9 changes nothing: no grey image has more than 8 bits"])
+        None, ["the scale 0 to 9 changes nothing: no grey image has more than 8 bits"])
     assert range_of([]) == (None, [])
 
 

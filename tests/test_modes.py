@@ -194,7 +194,7 @@ def test_a_run_whose_folder_was_moved_remembers_the_new_place(pets, capsys):
     assert Densenet.evaluate(**pets) == before
 
 
-def test_test_images_that_the_weights_at_the_start_have_seen_are_said(pets, shapes, capsys):  # noqa: F811
+def test_images_of_other_splits_that_the_weights_at_the_start_have_seen_are_said(pets, shapes, capsys):  # noqa: F811
     """More images change which of them are drawn for the test. They are also left out when the second run is evaluated
     on other data."""
     source = dict(TINY_FOLDER, data_dir="pets", total_epochs=1, weights=pets["run_name"], init_learning_rate=1e-3)
@@ -203,12 +203,35 @@ def test_test_images_that_the_weights_at_the_start_have_seen_are_said(pets, shap
     for file in sorted(os.listdir(os.path.join(shapes, "ring")))[1::2]:
         shutil.copy2(os.path.join(shapes, "ring", file), "pets/ring")
     Densenet.train(run_name="more", **source)
-    found = re.search(r"(\d+) of the (\d+) test images are among those that weights=%s was trained on or chosen by: "
-                      "the accuracy is too high by them" % pets["run_name"], capsys.readouterr().out)
+    output = capsys.readouterr().out
+    for split in ("validation", "test"):
+        found = re.search(r"(\d+) of the (\d+) %s images are among those that weights=%s was trained on or chosen by: "
+                          "the accuracy is too high by them" % (split, pets["run_name"]), output)
+        assert 0 < int(found.group(1)) < int(found.group(2))
     seen, images = ({tuple(digest) for digest in np.load("model/%s/seen_images.npy" % name).reshape(-1, 1)}
                     for name in (pets["run_name"], "more"))
-    assert 0 < int(found.group(1)) < int(found.group(2)) and seen < images
+    assert seen < images
     assert Densenet.evaluate(run_name="more", data_dir=shapes)["images"] == 198 - len(images)  # two are damaged
+
+
+def test_what_weights_brought_stays_with_the_run(pets, capsys):
+    """Earlier versions did not bring crop_area. The images of the second run have another scale."""
+    source = "model/%s/settings.json" % pets["run_name"]
+    given = dict(TINY_FOLDER, data_dir="pets", total_epochs=1, weights=pets["run_name"])
+    del given["image_size"]
+    Densenet.train(**given)
+    (run,) = set(os.listdir("model")) - {pets["run_name"]}
+    assert read("model/%s/settings.json" % run)["crop_area"] == 1.0
+    settings = dict(read(source), crop_area=0.5)
+    settings["data"]["pixel_range"] = [0.0, 1000.0]
+    with open(source, "w") as file:
+        json.dump(settings, file)
+    capsys.readouterr()
+    assert Densenet.train(**given)["epochs"] == 1 and len(os.listdir("model")) == 2
+    output = capsys.readouterr().out
+    assert "is finished" in output and re.search(
+        "trained on values 0 to 1000 as black to white, here it is 0 to 65536: pixel_range=0,1000 has them see", output)
+    assert Densenet.choose(run_name="new", **given).crop_area == 0.5
 
 
 @pytest.mark.once

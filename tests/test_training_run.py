@@ -150,7 +150,7 @@ def test_only_a_given_or_edited_total_epochs_extends_a_finished_run(tiny_mnist, 
 
 
 @pytest.mark.once
-def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder, monkeypatch):
+def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder):
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine")
     Densenet.train(**dict(options, total_epochs=3))
     before = read("model/mine/result.json")
@@ -161,14 +161,36 @@ def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder, monkeypa
     os.remove("model/mine/result.json")  # as if it had been stopped before the test
     with pytest.raises(UserError, match=r"\(3 epochs\): give total_epochs=3 or more to go on with it, or set run_name"):
         Densenet.train(**dict(options, total_epochs=2))
-    usual = dict(options)
-    del usual["total_epochs"]
-    with monkeypatch.context() as patched:
-        patched.setattr(Densenet, "total_epochs", 2)
-        patched.setitem(configuration.SHIPPED["mnist"], "total_epochs", 2)  # shipped, not edited
-        with pytest.raises(UserError, match=r"\(3 epochs\): give total_epochs=3 or more to go on with it, or set"):
-            Densenet.train(**usual)
     assert Densenet.train(**dict(options, total_epochs=3))["test_accuracy"] == before["test_accuracy"]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("usual", [1, 2, 3])
+def test_a_stopped_run_does_not_end_at_the_usual_epochs(tiny_mnist, folder, monkeypatch, usual):
+    """It was to be trained for three epochs, and was stopped after two, or before its test."""
+    options = dict(TINY, data_dir=tiny_mnist, run_name="mine")
+    del options["total_epochs"]
+    save = TrainingRun.save
+
+    def save_and_stop(run, sess, step):
+        save(run, sess, step)
+        if step == 12 + 6 * (usual == 3):
+            raise Stopped(signal.SIGTERM, "stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingRun, "save", save_and_stop)
+        with pytest.raises(Stopped):
+            Densenet.train(total_epochs=3, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(Densenet, "total_epochs", usual)
+        patched.setitem(configuration.SHIPPED["mnist"], "total_epochs", usual)  # shipped, not edited
+        if usual < 3:
+            with pytest.raises(UserError, match="model/mine was stopped on its way to more than %d epochs: give "
+                                                "total_epochs=3 to go on with it" % usual):
+                Densenet.train(**options)
+        else:
+            assert Densenet.train(**options)["epochs"] == 3
+    assert Densenet.train(total_epochs=3, **options)["epochs"] == 3
 
 
 @pytest.mark.once
