@@ -241,19 +241,23 @@ def growth(panels):
     drawing.save("growth.svg")
 
 
-def equal_minutes(programs):
-    """Accuracy on validation over minutes of training, {program: [[minutes, accuracy]]}."""
-    left, top, width, height, low, high = 60, 30, 480, 230, 0.6, 0.9
-    last = 20 * math.ceil(max(points[-1][0] for points in programs.values()) / 20)
-    drawing = Drawing(570, 320)
-    drawing.axes(left, top, width, height,
-                 [(part / 6, "%g%%" % (100 * (low + (high - low) * part / 6))) for part in range(7)],
-                 [(minutes / last, "%d" % minutes) for minutes in range(0, last + 1, 20)])
-    drawing.text(left + width / 2, top + height + 34, "minutes of training", 12, colour=PALE)
-    for number, (colour, (name, points)) in enumerate(zip(("#3d85c6", "#e69138", "#6aa84f"), programs.items())):
-        drawing.line([(left + width * minutes / last, top + height * (1 - (accuracy - low) / (high - low)))
-                      for minutes, accuracy in points if accuracy >= low], colour)
-        drawing.key(left + 300, top + 160 + 18 * number, colour, name)
+def equal_minutes(panels):
+    """Accuracy on validation over minutes of training, {machine: {program: [[minutes, accuracy]]}}."""
+    low, high = 0.6, 0.92
+    drawing = Drawing(480 * len(panels), 350)
+    for column, (machine, programs) in enumerate(panels.items()):
+        left, top, width, height = 55 + 480 * column, 50, 400, 240
+        last = 20 * math.ceil(max(points[-1][0] for points in programs.values()) / 20)
+        drawing.text(left + width / 2, 22, machine, 15, bold=True)
+        drawing.axes(left, top, width, height,
+                     [(part / 8, "%g%%" % (100 * (low + (high - low) * part / 8))) for part in range(9)],
+                     [(minutes / last, "%d" % minutes) for minutes in range(0, last + 1, 20)])
+        drawing.text(left + width / 2, top + height + 34, "minutes of training", 12, colour=PALE)
+        colours = ("#3d85c6", "#e69138", "#6aa84f", "#a64d79")
+        for number, (colour, (name, points)) in enumerate(zip(colours, programs.items())):
+            drawing.line([(left + width * minutes / last, top + height * (1 - (accuracy - low) / (high - low)))
+                          for minutes, accuracy in points if accuracy >= low], colour)
+            drawing.key(left + 130, top + 150 + 18 * number, colour, name)
     drawing.save("equal_minutes.svg")
 
 
