@@ -179,9 +179,11 @@ def choose(module, arguments=(), caller=None, **overrides):
 
 def _brought_before(values, origins, weights):
     """{name: value} of what the weights brought to this run when it began: earlier versions had other values."""
+    brought = [name for name in ("image_size", "crop_area") if origins.get(name) == "weights"]
+    if not brought:
+        return {}
     run = RunDirectory(os.path.join(values["model_dir"], values["run_name"]), {}).read_json("settings.json") or {}
-    return {name: run[name] for name in ("image_size", "crop_area")
-            if origins.get(name) == "weights" and run.get("weights") == weights and name in run}
+    return {name: run[name] for name in brought if run.get("weights") == weights and name in run}
 
 
 def _starting_point(values):

@@ -77,6 +77,11 @@ class DataSet:
         return found if self.pixel_range is None else dict(found, pixel_range=list(self.pixel_range))
 
 
+def repeated(data, digests):
+    """{split: how many of its images are among those with these digests} of a DataSet's validation and test splits."""
+    return {split: int(np.isin(data.digests[split], digests).sum()) for split in ("validation", "test")}
+
+
 def same_data(first, second):
     """Whether two fingerprints are of the same images in the same splits.
 

@@ -28,7 +28,7 @@ PROGRAM_FOLDERS = tuple(os.path.join(os.path.dirname(os.path.dirname(os.path.abs
                         for name in ("docs", "support", "tests"))
 NO_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG")  # formats that Pillow recognises but never decodes
 OPENED = 100  # maximum number of files with the same ending that are opened in search of an image
-HEAT_MAP = ".heatmap"  # in the name of an image's heat map, if the image's name has no ending
+HEAT_MAP = ".heatmap"  # in the name of an image's heat map, if the image's own name does not end like one
 LISTED = 5  # maximum number of names in a note
 
 TRAINING, VALIDATION, TEST, EVALUATION = "training", "validation", "test", "evaluation"
@@ -167,12 +167,12 @@ class _Tree:
 
     def holds_images(self, folder):
         """Returns whether there is an image under a folder. Files are opened only if no name ends like an image's."""
-        return any(map(has_extension, self.files(folder))) or _is_any_identified(self.files(folder))
+        return any(map(_has_extension, self.files(folder))) or _is_any_identified(self.files(folder))
 
     def has_images_directly(self, folder):
         """Returns whether there is an image in the folder itself."""
         paths = [os.path.join(folder, name) for name in self.entries(folder)[1]]
-        return any(map(has_extension, paths)) or _is_any_identified(paths)
+        return any(map(_has_extension, paths)) or _is_any_identified(paths)
 
     def scan(self, path, **remedy):
         """Returns a _Folder."""
@@ -185,12 +185,12 @@ class _Tree:
 def _is_heat_map(path):
     """Whether a file is a picture that mode=predict made of an image, as `heat_map_name` names them."""
     image, ending = os.path.splitext(path)
-    return ending == ".png" and (has_extension(image) or image.endswith(HEAT_MAP)) and is_heat_map(path)
+    return ending == ".png" and (_has_extension(image) or image.endswith(HEAT_MAP)) and is_heat_map(path)
 
 
 def heat_map_name(image):
     """The name of an image's heat map. It shows by its ending that it may be one: few files have to be opened."""
-    return image + ("" if has_extension(image) else HEAT_MAP) + ".png"
+    return image + ("" if _has_extension(image) else HEAT_MAP) + ".png"
 
 
 def _leads_nowhere(path):
@@ -203,8 +203,7 @@ def _extensions():
                      if name in Image.OPEN and name not in NO_PICTURES)
 
 
-def has_extension(path):
-    """Whether a file's name ends like that of an image."""
+def _has_extension(path):
     return os.path.splitext(path)[1].lower() in _extensions()
 
 

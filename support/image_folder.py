@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from support import UserError, say
-from support.data import SPLITS, Split, data_set
+from support.data import SPLITS, Split, data_set, repeated
 from support.file_reading import DataError
 from support.folder_layout import layout_of
 from support.image_reading import CUT_OFF, ORIENTATION_UNKNOWN, range_of, read_image
@@ -53,24 +53,10 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
         UserError: the cache cannot be written or read, or the operating system cannot read an image file.
     """
     layout = layout_of(data_dir, (cache_dir,) + tuple(excluded), least_classes=1 if evaluated else 2)
-    side = stored_side(image_size, crop_area)
-    digest = hashlib.sha256(repr((CACHE_VERSION, pixel_range and tuple(map(float, pixel_range)), truncated)).encode())
-    for path, label, split in layout.files:
-        digest.update(repr((os.path.relpath(path, data_dir), label, split, _facts(path))).encode("utf-8",
-                                                                                                 "surrogateescape"))
-    name = "%s-%dpx-%s" % (os.path.basename(os.path.abspath(data_dir)), side, digest.hexdigest()[:12])
-    cache = os.path.join(cache_dir, name)
     for line in layout.notes:
         say(line)
-    try:
-        os.makedirs(cache_dir, exist_ok=True)
-        if not os.path.isdir(cache):
-            with _locked(cache + ".lock"):
-                if not os.path.isdir(cache):
-                    _decode(layout.files, side, data_dir, cache, pixel_range, truncated)
-    except OSError as error:
-        raise UserError("cannot write the decoded images to %s (%s): make room there, or set cache_dir to another "
-                        "folder" % (cache, error.strerror or error)) from None
+    side = stored_side(image_size, crop_area)
+    cache = _cache(layout.files, side, data_dir, cache_dir, pixel_range, truncated)
     index, pixels = _read(cache, side)
     _say_notes(index, cache)
     rows = {split: np.flatnonzero(index["splits"] == number) for number, split in enumerate(SPLITS)}
@@ -92,6 +78,26 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
         _check_splits(data, data_dir, given, any(split == "test" for _, _, split in layout.files))
     _say_repeated(data)
     return data
+
+
+def _cache(files, side, data_dir, cache_dir, pixel_range, truncated):
+    """The cache of these files, a folder in cache_dir, into which they are decoded if it is not there."""
+    digest = hashlib.sha256(repr((CACHE_VERSION, pixel_range and tuple(map(float, pixel_range)), truncated)).encode())
+    for path, label, split in files:
+        digest.update(repr((os.path.relpath(path, data_dir), label, split, _facts(path))).encode("utf-8",
+                                                                                                 "surrogateescape"))
+    name = "%s-%dpx-%s" % (os.path.basename(os.path.abspath(data_dir)), side, digest.hexdigest()[:12])
+    cache = os.path.join(cache_dir, name)
+    try:
+        os.makedirs(cache_dir, exist_ok=True)
+        if not os.path.isdir(cache):
+            with _locked(cache + ".lock"):
+                if not os.path.isdir(cache):
+                    _decode(files, side, data_dir, cache, pixel_range, truncated)
+    except OSError as error:
+        raise UserError("cannot write the decoded images to %s (%s): make room there, or set cache_dir to another "
+                        "folder" % (cache, error.strerror or error)) from None
+    return cache
 
 
 def _read(cache, side):
@@ -137,12 +143,12 @@ def _check_splits(data, data_dir, validation_given, test_given):
 
 def _say_repeated(data):
     """Says how many images of the other splits are training images, too."""
-    for split, figure in (("validation", "loss and accuracy there are better than they would be without them"),
-                          ("test", "the accuracy is too high by them")):
-        repeated = int(np.isin(data.digests[split], data.digests["train"]).sum())
-        if repeated:
+    figures = {"validation": "loss and accuracy there are better than they would be without them",
+               "test": "the accuracy is too high by them"}
+    for split, count in repeated(data, data.digests["train"]).items():
+        if count:
             say("%d of the %d %s images are also training images: %s"
-                % (repeated, len(data.digests[split]), split, figure))
+                % (count, len(data.digests[split]), split, figures[split]))
 
 
 def options(config):

@@ -16,7 +16,7 @@ from support.appearance import appearance_of
 from support.checkpoints import LEAST_VALIDATION, Checkpoints
 from support.configuration import identity
 from support.curves import Curves
-from support.data import FACTS, normalize_by, same_data
+from support.data import FACTS, normalize_by, repeated, same_data
 from support.evaluation import accuracies_as_text, balanced_is_asked_for
 from support.explanations import feature_reuse, kernels_of
 from support.interruption import Interruption, Stopped
@@ -195,7 +195,7 @@ class TrainingRun:
         digests, seen = self.data.digests, self.config.starting_point.seen
         if digests is None or seen is None:
             return
-        counts = {split: int(np.isin(digests[split], seen).sum()) for split in ("validation", "test")}
+        counts = repeated(self.data, seen)
         if counts == {"validation": len(digests["validation"]), "test": 0}:
             return  # the splits are those of the weights
         for split in [split for split in counts if counts[split]]:
