@@ -11,7 +11,7 @@ import tensorflow.compat.v1 as tf
 
 from support import UserError, say, settings
 from support.interruption import WARNINGS, Stopped
-from support.optimizers import RECIPES
+from support.optimizers import RECIPES, recipe_of
 
 HELP = {"--help", "-h", "help", "-help"}
 
@@ -50,7 +50,8 @@ def _show_help(module, arguments):
     say("Hyperparameters, with their values for dataset=%s:" % config.dataset)
     say(settings.help_text(module, vars(config)))
     say("What an optimizer brings, where nothing else is given or edited:")
-    for optimizer, recipe in RECIPES.items():
+    for optimizer in RECIPES:
+        recipe = recipe_of(optimizer, config.augmentation, config.dataset)
         if recipe:
             say("  optimizer=%s: %s" % (optimizer, " ".join("%s=%s" % (name, settings.shown(value))
                                                            for name, value in recipe.items())))

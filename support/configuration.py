@@ -154,7 +154,7 @@ def choose(module, arguments=(), caller=None, **overrides):
     own.update(given)
 
     brought = {name: (settings.check(name, value, kinds), source)
-               for source, values in _sources(dict(shipped, **own), start) for name, value in values.items()}
+               for source, values in _sources(dict(shipped, **own), start, dataset) for name, value in values.items()}
     usual = dict(shipped, **{name: value for name, (value, _) in brought.items()})
     values = dict(constants, **{name: value for name, (value, _) in brought.items() if name not in own})
     values.update(own)
@@ -193,18 +193,19 @@ def _starting_point(values):
     return pretrained.look_up(values["weights"], values["model_dir"], values["network"])
 
 
-def _sources(own, start):
+def _sources(own, start, dataset):
     """[(where values come from, {name: value})], from the weakest to the strongest.
 
     Args:
         own: {name: value} of the data set's shipped values, and those given or edited instead.
         start: see `_starting_point`.
+        dataset: the name of the data set.
     """
     network, optimizer = own["network"], own["optimizer"]
     if start and network == "custom":
         network = start.settings.get("network", network)
     sources = [("network=" + network, NETWORKS.get(network, {})),  # custom: brings nothing
-               ("optimizer=" + optimizer, recipe_of(optimizer, own["augmentation"]))]
+               ("optimizer=" + optimizer, recipe_of(optimizer, own["augmentation"], dataset))]
     if start:
         sources = [("weights", start.settings)] + sources + [("weights", FINE_TUNING[optimizer])]
     return sources

@@ -7,10 +7,10 @@ RECIPES = {
     "adam": {},
     # Rate and L2 decay that suit plain SGD; schedule, warm-up, epochs and batch stay those of the data set.
     "sgd": dict(init_learning_rate=0.1, weight_decay=1e-4),
-    # The recipe of the paper's section 4.2
+    # The recipe of the paper's section 4.2; recipe_of() adds what depends on the images
     "momentum": dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, label_smoothing=0.0,
                      flip_average=False, shift_average=0, batch_size=64, total_epochs=300, precision="float32",
-                     ema_decay=0.0, alternate_flip=False),
+                     ema_decay=0.0, alternate_flip=False, cutout=0),
 }
 
 
@@ -24,11 +24,19 @@ FINE_TUNING = {
 }
 
 
-def recipe_of(optimizer, augmentation):
-    """The settings that `optimizer=NAME` brings, {name: value}; `augmentation`: whether the run augments its images."""
+def recipe_of(optimizer, augmentation, dataset):
+    """The settings that `optimizer=NAME` brings, {name: value}.
+
+    Args:
+        augmentation: whether the run augments its images.
+        dataset: the name of its data set.
+    """
+    recipe = RECIPES[optimizer]
     if optimizer == "momentum" and not augmentation:
-        return dict(RECIPES["momentum"], dropout_rate=0.2)  # section 4.2, last paragraph
-    return RECIPES[optimizer]
+        return dict(recipe, dropout_rate=0.2)  # section 4.2, last paragraph
+    if optimizer == "momentum" and dataset.startswith("cifar"):
+        return dict(recipe, shift=4)  # section 4.1; half of the images are mirrored, as by default
+    return recipe
 
 
 # The variables that `train_only` trains, by how their names begin.
