@@ -33,7 +33,7 @@ def test_a_named_network_and_the_papers_recipe_set_values():
     assert paper.origins["batch_size"] == "optimizer=momentum" and paper.run_name == "mnist-optimizer=momentum"
     assert Densenet.choose(optimizer="momentum", augmentation=False).dropout_rate == 0.2
     assert paper.shift == Densenet.choose().shift
-    for dataset in ("cifar10", "cifar100"):  # section 4.1: shifted by up to 4 pixels, mirrored at random, nothing hidden
+    for dataset in ("cifar10", "cifar100"):  # section 4.1: shifted and mirrored at random, nothing hidden
         paper = Densenet.choose(dataset=dataset, optimizer="momentum")
         assert (paper.shift, paper.flip, paper.alternate_flip, paper.cutout) == (4, True, False, 0)
     assert Densenet.choose(dataset="cifar10", optimizer="momentum", cutout=8).cutout == 8
