@@ -1,6 +1,9 @@
 """Which optimizers are there, and which settings does each bring along?"""
 
 import tensorflow.compat.v1 as tf
+from tensorflow.python.training import optimizer as tensorflow_optimizer
+
+from support.variables import companions
 
 # The settings that `optimizer=NAME` brings. They replace the data set's values; given and edited settings replace them.
 RECIPES = {
@@ -71,10 +74,23 @@ def _is_of_head(variable):
     return variable.op.name.startswith(TRAINED["head"])
 
 
-class AdamW(_RateOfHead, tf.train.AdamOptimizer):
+class _SlotsMadeTogether:
+    """Makes all variables of each slot at once, with the names that TensorFlow gives them one by one."""
+
+    slots = {}  # {name of a slot: what follows the name of a variable in that of its slot}
+
+    def _create_slots(self, variables):
+        for slot, suffix in self.slots.items():
+            keys = [tensorflow_optimizer._var_key(variable) for variable in variables]
+            self._slot_dict(slot).update(zip(keys, companions(variables, suffix)))
+        super()._create_slots(variables)  # finds these, and makes what else the optimizer has
+
+
+class AdamW(_RateOfHead, _SlotsMadeTogether, tf.train.AdamOptimizer):
     """Adam with decoupled weight decay, Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2."""
 
     rate_name = "_lr_t"
+    slots = {"m": "/Adam", "v": "/Adam_1"}
 
     def __init__(self, rate, epsilon, weight_decay, head_rate=1.0):
         super().__init__(rate, epsilon=epsilon)
@@ -93,7 +109,7 @@ class AdamW(_RateOfHead, tf.train.AdamOptimizer):
             return super().apply_gradients(gradients, global_step, name)
 
 
-class MomentumL2(_RateOfHead, tf.train.MomentumOptimizer):
+class MomentumL2(_RateOfHead, _SlotsMadeTogether, tf.train.MomentumOptimizer):
     """Stochastic gradient descent with momentum 0.9 and L2 weight decay.
 
     g is the gradient with the decay's part, v ← 0.9 v + g. A step is −rate · v, or with `nesterov`, as in the paper's
@@ -101,6 +117,7 @@ class MomentumL2(_RateOfHead, tf.train.MomentumOptimizer):
     """
 
     rate_name = "_learning_rate_tensor"
+    slots = {"momentum": "/Momentum"}
 
     def __init__(self, rate, weight_decay, nesterov, head_rate=1.0):
         super().__init__(rate, 0.9, use_nesterov=nesterov)

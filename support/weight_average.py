@@ -4,6 +4,8 @@ import contextlib
 
 import tensorflow.compat.v1 as tf
 
+from support.variables import companions
+
 SUFFIX = "/ExponentialMovingAverage"  # what follows the name of a variable in that of its average, as in TensorFlow
 
 
@@ -23,8 +25,7 @@ def advance_averages(train, variables, decay):
     """
     if not decay:
         return train
-    averages = [tf.get_variable(variable.op.name + SUFFIX, initializer=variable.initial_value, trainable=False,
-                                use_resource=True) for variable in variables]
+    averages = companions(variables, SUFFIX, [variable.initial_value for variable in variables])
     with tf.control_dependencies([train]):
         # Subtracted before the cast: TensorFlow 1.15's optimizer lets a cast of what is read lose the dependency above.
         before = tf.cast(tf.train.get_global_step().read_value() - 1, tf.float32)

@@ -105,7 +105,7 @@ def test_steps_of_momentum_match_numpy(optimizer):
     """Minimizes (a · w²).sum() / 2 with L2 decay; the momentum is 0.9, and Nesterov's for `momentum` alone."""
     start, curvature, rate, decay = np.array([1.0, -2.0, 0.5]), np.array([1.0, 0.5, 3.0]), 0.125, 0.25
     with tf.Graph().as_default(), tf.Session() as sess:
-        weights = tf.get_variable("weights", initializer=start.astype(np.float32))
+        weights = tf.get_variable("weights", initializer=start.astype(np.float32), use_resource=True)
         config = types.SimpleNamespace(optimizer=optimizer, epsilon=1.0, weight_decay=decay, precision="float32",
                                        head_rate=1.0)
         train = optimizer_of(config, tf.constant(rate)).minimize(

@@ -1,0 +1,69 @@
+"""Variables that accompany others, compared with those that TensorFlow makes one by one."""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from support.variables import companions
+
+
+def _two_variables():
+    with tf.device("/cpu:0"), tf.variable_scope("layer"):
+        kernel = tf.get_variable("kernel", initializer=np.float32([[3, -1], [2, 5]]), use_resource=True)
+        count = tf.get_variable("count", initializer=np.int64(7), use_resource=True, trainable=False)
+    return [kernel, count]
+
+
+def test_companions_are_zeros_of_the_same_type_shape_and_device_and_are_saved(tmp_path):
+    with tf.Graph().as_default(), tf.Session() as sess:
+        variables = _two_variables()
+        with tf.name_scope("training"):
+            made = companions(variables, "/Slot")
+        assert [each.op.name for each in made] == ["layer/kernel/Slot", "layer/count/Slot"]
+        for each, variable in zip(made, variables):
+            assert (each.dtype, each.shape.as_list(), each.device) == (
+                variable.dtype, variable.shape.as_list(), variable.device)
+        assert tf.global_variables() == [*variables, *made] and tf.trainable_variables() == variables[:1]
+        sess.run(tf.global_variables_initializer())
+        np.testing.assert_array_equal(sess.run(made[0]), np.zeros([2, 2], np.float32))
+        assert sess.run(made[1]) == 0
+        sess.run([made[0].assign_add([[1, 2], [3, 4]]), made[1].assign(5)])
+        path = tf.train.Saver().save(sess, str(tmp_path / "saved"))
+        np.testing.assert_array_equal(tf.train.load_variable(path, "layer/kernel/Slot"), [[1, 2], [3, 4]])
+        assert tf.train.load_variable(path, "layer/count/Slot") == 5
+
+
+def test_companions_that_share_an_initial_value_do_not_share_their_memory():
+    with tf.Graph().as_default(), tf.Session() as sess:
+        first, second = (tf.get_variable(name, [3], use_resource=True) for name in ("first", "second"))
+        made = companions([first, second], "/Slot")
+        sess.run(tf.global_variables_initializer())
+        sess.run(made[0].assign_add([1, 2, 3]))
+        np.testing.assert_array_equal(sess.run(made[1]), [0, 0, 0])
+
+
+def test_companions_begin_with_the_given_tensors():
+    with tf.Graph().as_default(), tf.Session() as sess:
+        variables = _two_variables()
+        made = companions(variables, "/Average", [variable.initial_value for variable in variables])
+        sess.run([each.initializer for each in made])  # those of the variables are not needed
+        np.testing.assert_array_equal(sess.run(made[0]), [[3, -1], [2, 5]])
+        assert sess.run(made[1]) == 7
+
+
+@pytest.mark.parametrize("make,slots", [(tf.train.AdamOptimizer, ["Adam", "Adam_1"]),
+                                        (lambda rate: tf.train.MomentumOptimizer(rate, 0.9), ["Momentum"])])
+def test_optimizers_have_the_variables_of_tensorflows(make, slots):
+    """So that checkpoints of versions that let TensorFlow make them are still read."""
+    from support.optimizers import AdamW, MomentumL2
+    ours = {"Adam": lambda: AdamW(0.1, 1e-8, 0.0), "Momentum": lambda: MomentumL2(0.1, 0.0, False)}[slots[0]]
+    found = []
+    for optimizer_of in (lambda: make(0.1), ours):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            kernel, _ = _two_variables()
+            step = optimizer_of().minimize(tf.reduce_sum(kernel ** 2), var_list=[kernel])
+            sess.run(tf.global_variables_initializer())
+            for _ in range(3):
+                sess.run(step)
+            found.append({variable.op.name: sess.run(variable).tolist() for variable in tf.global_variables()})
+    assert found[0] == found[1] and {"layer/kernel/" + slot for slot in slots} < set(found[0])
