@@ -112,6 +112,7 @@ def _prepare(source, data_dir, validation_size, mirrors=None):
         paths = _locate(source, data_dir)
     train, test = read_split(*paths[:2]), read_split(*paths[2:])
     contents = (train.images, train.labels.astype(np.uint8), test.images, test.labels.astype(np.uint8))
+    _say_hidden(paths, contents)
     foreign = [path for path, content, crc in zip(paths, contents, CRC32) if zlib.crc32(content) != crc]
     if source is not MNIST and len(foreign) < len(paths):
         raise DataError("%s is MNIST's: put the file of %s in its place, or set dataset=mnist"
@@ -121,7 +122,22 @@ def _prepare(source, data_dir, validation_size, mirrors=None):
         say("%s %s: trained on as they are, %d classes (dataset=fashion_mnist, kmnist, emnist_letters, ... for those)"
             % (shortened(foreign, most=1), "are not MNIST's files" if foreign[1:] else "is not MNIST's file",
                len(class_names)))
-    return data_set(source.name, train, test, class_names, validation_size, black_border=True)
+    data = data_set(source.name, train, test, class_names, validation_size, black_border=True)
+    lost = np.setdiff1d(train.labels, data.train.labels)
+    if len(lost):
+        say("validation_size=%g leaves no training image of %s: make it smaller"
+            % (validation_size, shortened([class_names[label] for label in lost])))
+    return data
+
+
+def _say_hidden(paths, contents):
+    """Says which plain files are not read because a compressed one with other content is beside them."""
+    for path, content in zip(paths, contents):
+        plain = path[:-len(".gz")]
+        if path.endswith(".gz") and os.path.isfile(plain):
+            with open(plain, "rb") as file:
+                if not file.read().endswith(content.tobytes()):
+                    say("%s is read, not %s, which differs: take one of the two away" % (path, plain))
 
 
 RELATED = {source.name: functools.partial(_prepare, source) for source in OTHERS}  # {name: like `prepare_data`}
@@ -270,7 +286,7 @@ def _check_magic(path, magic, expected, content):
         return
     others = {IMAGES_MAGIC: "images", LABELS_MAGIC: "labels"}
     found = "holds %s" % others[magic] if magic in others else "is not an IDX file of unsigned bytes"
-    raise DataError("%s %s, where %s belong: delete it, and the right file is sought again" % (path, found, content))
+    raise DataError("%s %s, where %s belong: move it away, and the right file is sought again" % (path, found, content))
 
 
 DATASETS = dict({"mnist": prepare_data, "digits": prepare_digits}, **RELATED)  # {name: function that returns a DataSet}

@@ -7,6 +7,7 @@
     weight_files        how files of weights by Keras and PyTorch are read
     optimizers          Adam with weight decay, momentum, and the paper's recipe
     weight_average      averages of the weights over the steps, and where they are used instead
+    variables           variables that accompany many others, such as an optimizer's slots
     batch_statistics    how layers share batch statistics; recomputation; fast kernels
     convolution         how a convolution gets its gradient fast on a CPU
     tflearn_pooling     how tflearn's pooling is used without its side effects

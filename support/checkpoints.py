@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from support import UserError, say
-from support.run_directory import CHECKPOINT
+from support.file_reading import shortened
+from support.run_directory import CHECKPOINT, RunDirectory
 from support.weight_average import averages_first
 
 LEAST_VALIDATION = 30  # images; fewer say nothing about which weights are better
@@ -122,6 +123,7 @@ class Checkpoints:
             found = [(0, path) for path in paths if glob.glob(glob.escape(path) + ".*")][:1]
             if not found:
                 raise UserError("there is no checkpoint %s: this run has %s" % (chosen, known))
+            self._check_classes(found[0][1], chosen)
         restored = self._restore_first(session, found)
         if not restored:
             if chosen == "best":
@@ -130,6 +132,15 @@ class Checkpoints:
             raise UserError("%s is damaged or of another network: leave checkpoint out for the best intact one"
                             % chosen)
         return restored
+
+    def _check_classes(self, prefix, chosen):
+        """Raises UserError if a checkpoint is of another run, whose classes are others or in another order."""
+        folder = re.sub(r"[/\\]best$", "", os.path.dirname(os.path.abspath(prefix)))
+        theirs, own = ((directory.read_json("settings.json") or {}).get("data", {}).get("class_names")
+                       for directory in (RunDirectory(folder, {}), self.directory))
+        if None not in (theirs, own) and theirs != own:
+            raise UserError("checkpoint=%s is of the run in %s, whose classes are %s, not %s: set run_name to that run"
+                            % (chosen, folder, shortened(theirs), shortened(own)))
 
     def _restore_first(self, session, found):
         """Restores the first intact checkpoint in [(step, path)]; returns its path, or None."""

@@ -1,11 +1,13 @@
 """What is a data set, how is its validation split taken, and how are images normalized?"""
 
 import dataclasses
+import hashlib
 import math
 import zlib
 
 import numpy as np
 
+from support import say
 from support.file_reading import DataError, shortened
 from support.prefetch import mapped_by_threads
 
@@ -44,8 +46,9 @@ class DataSet:
         checksum: CRC-32 of all images. None: `fingerprint` computes it from the images.
         pixel_range: the scale (low, high) of the images with more than 8 bits; see `support.image_reading.to_bytes`.
             None: there are no such images.
+        truncated_images: whether the readable part of truncated files was used.
         digests: {"train", "validation", "test": a 64-bit digest of each image, uint64 [N]}, by which equal images are
-            found; None: not computed.
+            found.
     """
 
     name: str
@@ -58,6 +61,7 @@ class DataSet:
     border: np.ndarray
     checksum: int = None
     pixel_range: tuple = None
+    truncated_images: bool = False
     digests: dict = None
 
     @property
@@ -74,6 +78,8 @@ class DataSet:
             crc = zlib.crc32(split.labels.astype("<i8").tobytes(), crc)
         found = {"train": len(self.train), "validation": len(self.validation), "test": len(self.test), "crc32": crc,
                  "image_shape": list(self.image_shape), "class_names": list(self.class_names)}
+        if self.truncated_images:
+            found["truncated_images"] = True
         return found if self.pixel_range is None else dict(found, pixel_range=list(self.pixel_range))
 
 
@@ -82,13 +88,34 @@ def repeated(data, digests):
     return {split: int(np.isin(data.digests[split], digests).sum()) for split in ("validation", "test")}
 
 
+def say_repeated(data):
+    """Says how many images of the other splits are training images, too, and how many are in more than one class."""
+    figures = {"validation": "loss and accuracy there are better than they would be without them",
+               "test": "the accuracy is too high by them"}
+    for split, count in repeated(data, data.digests["train"]).items():
+        if count:
+            say("%d of the %d %s images are also training images: %s"
+                % (count, len(data.digests[split]), split, figures[split]))
+    digests, labels = (np.concatenate([of[split] for split in SPLITS]) for of in (
+        data.digests, {split: getattr(data, split).labels for split in SPLITS}))
+    different, image = np.unique(digests, return_inverse=True)
+    least, most = (np.full(len(different), start) for start in (len(data.class_names), -1))
+    np.minimum.at(least, image, labels)
+    np.maximum.at(most, image, labels)
+    several = np.flatnonzero((least < most)[image])
+    if len(several):
+        names = sorted({data.class_names[label] for label in labels[image == image[several[0]]]})
+        say("%d images are copies of an image of another class, such as one in %s: nothing can tell these apart, keep "
+            "each in one class" % (len(several), " and ".join(names)))
+
+
 def same_data(first, second):
     """Whether two fingerprints are of the same images in the same splits.
 
     A pixel range that only one of them has does not count: earlier versions did not record it, and the checksum is that
     of the scaled pixels.
     """
-    names = set(first) | set(second)
+    names = (set(first) | set(second)) - {"truncated_images"}  # the checksum is that of the pixels that are used
     if "pixel_range" not in set(first) & set(second):
         names.discard("pixel_range")
     return all(first.get(name) == second.get(name) for name in names)
@@ -111,19 +138,32 @@ def data_set(name, train, test, class_names, validation_size, black_border, chec
     Raises:
         DataError: there are no training images, or the validation split would leave none.
     """
-    subset = getattr(train.images, "subset", train.images.__getitem__)
     if validation is not None:
         if not len(train):
             raise DataError("%s has no training images" % name)
         kept = np.arange(len(train))
     else:
         kept, held_out = _drawn(len(train), validation_size, name)
-        validation = Split(subset(held_out), train.labels[held_out])
-    kept_images = subset(kept)
+        validation = Split(subset_of(train.images, held_out), train.labels[held_out])
+    kept_images = subset_of(train.images, kept)
     mean, deviation = _statistics(kept_images)
     border = -mean / deviation if black_border else np.zeros_like(mean)
-    return DataSet(name, Split(kept_images, train.labels[kept]), validation, test, tuple(class_names),
+    data = DataSet(name, Split(kept_images, train.labels[kept]), validation, test, tuple(class_names),
                    mean, deviation, border, checksum)
+    if isinstance(train.images, np.ndarray):
+        data.digests = {split: np.frombuffer(b"".join(map(digest_of, getattr(data, split).images)), "<u8")
+                        for split in SPLITS}
+    return data
+
+
+def digest_of(image):
+    """A 64-bit digest of an image, as bytes: of its array, uint8 [H, W, C], or of the bytes of that."""
+    return hashlib.blake2b(image, digest_size=8).digest()
+
+
+def subset_of(images, chosen):
+    """The images with these indices: an array, or an object of the same kind, without reading them."""
+    return getattr(images, "subset", images.__getitem__)(chosen)
 
 
 def _drawn(count, validation_size, name):
@@ -141,7 +181,7 @@ def _statistics(images):
     """Returns mean and standard deviation of the pixels in each channel, float32 [C]."""
     step = math.ceil(len(images) / MOST_MEASURED)
     if step > 1:
-        images = getattr(images, "subset", images.__getitem__)(np.arange(0, len(images), step))
+        images = subset_of(images, np.arange(0, len(images), step))
     count, height, width, channels = images.shape
     some = max(1, CHUNK_PIXELS // (height * width))
 

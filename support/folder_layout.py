@@ -12,13 +12,11 @@ import os
 import re
 import warnings
 
-import numpy as np
 from PIL import Image
 
 from support.file_reading import DataError, shortened
 from support.pictures import is_heat_map
 
-TEST_SHARE = 1 / 6  # of each class's images, if there is no test folder; a fixed random choice
 IGNORED = ("Thumbs.db", "desktop.ini")
 NEVER_DATA = ("__MACOSX", "__pycache__", "node_modules", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 ENVIRONMENT_FILES = ("pyvenv.cfg", "conda-meta")  # what a folder with an installation of Python contains
@@ -50,11 +48,13 @@ class Layout:
         class_names: list of str, sorted.
         files: list of (path, label, split), class by class. split: "train", "validation" or "test". "validation"
             occurs only if there are a validation folder and a test folder.
+        test_is_drawn: whether there is no test folder: then a share of the "train" files is to be the test split.
         notes: list of sentences for the user.
     """
 
     class_names: list
     files: list
+    test_is_drawn: bool
     notes: list
 
 
@@ -67,16 +67,17 @@ class _Folder:
     dangling: list  # names of links that lead nowhere
 
 
-def layout_of(data_dir, excluded=(), least_classes=2):
+def layout_of(data_dir, excluded=(), evaluated=False):
     """Finds the classes and the splits of a folder of images.
 
-    Without a test folder, the validation folder holds the test images. Without both, TEST_SHARE of each class is drawn.
+    Without a test folder, the validation folder holds the test images. Without both, they are to be drawn.
 
     Args:
         data_dir: contains one sub-folder per class, or folders for training, validation and test images with one
             sub-folder per class.
         excluded: paths of folders that are never data, such as those that the program writes.
-        least_classes: number of classes that there must be.
+        evaluated: whether the images are evaluated only: then a single class is enough, and no class needs training
+            images.
     Returns:
         a Layout.
     Raises:
@@ -93,19 +94,23 @@ def layout_of(data_dir, excluded=(), least_classes=2):
             if (folder.loose or len(folder.holding) == 1) and not set(folder.holding) & set(train.holding):
                 flat[os.path.relpath(roles.pop(role).path, root.path)] = role
         _note_unused(root, flat, others, notes)
+    elif evaluated and roles and not flat and not others:
+        train = roles.pop(sorted(roles)[0])
     else:
         train = _classes_beside(root, roles, flat, others, notes)
-    if len(train.holding) < least_classes:
+    names = sorted(set(train.holding).union(*(folder.holding for folder in roles.values()))) if evaluated else (
+        train.holding)
+    if len(names) < (1 if evaluated else 2):
         raise DataError(_too_few(train))
-    for name in train.holding:
+    for name in names:
         if not name.isprintable():  # for example, it is not UTF-8
             raise DataError("%s has a sub-folder %r: give it a name of letters that can be shown"
                             % (_shown(train.path), name))
     _check_classes(tree, train)
-    _check_and_note_splits(roles, train, notes)
-    _note_left_out([root, train, *roles.values()], train.holding, notes)
+    _check_and_note_splits(roles, train, names, notes)
+    _note_left_out([root, train, *roles.values()], names, notes)
     _note_sub_folders(tree, train, notes)
-    return Layout(train.holding, _files(tree, train, roles), notes)
+    return Layout(names, _files(tree, train, roles, names), TEST not in roles, notes)
 
 
 def files_under(path, excluded=()):
@@ -119,6 +124,11 @@ def files_under(path, excluded=()):
         DataError: a folder cannot be read.
     """
     return sorted(_Tree(excluded).files(path)) if os.path.isdir(path) else [path]
+
+
+def has_images_directly(path):
+    """Whether there is an image in the folder itself, not in its sub-folders. Raises DataError if it cannot be read."""
+    return os.path.isdir(path) and _Tree(()).has_images_directly(path)
 
 
 class _Tree:
@@ -255,7 +265,8 @@ def _role_names(names):
         return dict(zip(names, map(ROLE_WORDS.get, full)))
     parsed = {}
     for name in names:
-        words = re.findall(r"[^\W\d_]+|\d+", name.casefold())
+        parted = re.sub(r"(?<=[a-z])(?=[A-Z]\d*$)", "_", name)  # trainA has two words
+        words = re.findall(r"[^\W\d_]+|\d+", parted.casefold())
         words = words[1:] if len(words) > 1 and words[0].isdigit() else words
         roles = [match.group(1) for match in map(ROLE_WORD.fullmatch, words) if match]
         rest = tuple(word for word in words
@@ -336,8 +347,9 @@ def _too_few(folder):
         return _unlabelled([folder.path])
     found = [*folder.holding, *("%s without images" % name for name in folder.barren)]
     return ("%s has %s with images, not one for each of two classes or more%s: set data_dir to the folder that holds "
-            "them" % (_shown(folder.path), "1 sub-folder" if folder.holding else "0 sub-folders",
-                      " (%s)" % _listing(found) if found else ""))
+            "them, or put the images of each class into a folder of its own"
+            % (_shown(folder.path), "1 sub-folder" if folder.holding else "0 sub-folders",
+               " (%s)" % _listing(found) if found else ""))
 
 
 def _unlabelled(paths):
@@ -376,14 +388,14 @@ def _check_classes(tree, train):
                                                                      _listing(shared)))
 
 
-def _check_and_note_splits(roles, train, notes):
+def _check_and_note_splits(roles, train, names, notes):
     """Checks the given folders of roles against the classes. A validation folder alone becomes the test folder."""
     if VALIDATION in roles and TEST not in roles:
         roles[TEST] = roles.pop(VALIDATION)
         notes.append("no test folder: the images of %s are the test images, and a share of %s is for validation"
                      % (_shown(roles[TEST].path), _shown(train.path)))
     for folder in roles.values():
-        unknown = sorted(set(folder.holding) - set(train.holding))
+        unknown = sorted(set(folder.holding) - set(names))
         if unknown:
             raise DataError("%s has the class %s, which %s has not: there is nothing to learn the class from"
                             % (_shown(folder.path), _shown(unknown[0]), _shown(train.path)))
@@ -415,7 +427,7 @@ def _note_sub_folders(tree, train, notes):
                      % (_listing(found + deep[LISTED:]), _shown(os.path.join(train.path, deep[0]))))
 
 
-def _files(tree, train, roles):
+def _files(tree, train, roles, class_names):
     """Returns the list of (path, label, split)."""
     files, owners = [], {}
 
@@ -428,11 +440,9 @@ def _files(tree, train, roles):
                                 "splits: take the link away" % (_shown(before), _shown(folder)))
         return paths
 
-    for label, name in enumerate(train.holding):
-        paths = listed(os.path.join(train.path, name))
-        order = np.random.RandomState(label).permutation(len(paths))
-        drawn = set() if TEST in roles else set(order[:round(TEST_SHARE * len(paths))].tolist())
-        files += [(path, label, "test" if number in drawn else "train") for number, path in enumerate(paths)]
+    for label, name in enumerate(class_names):
+        if name in train.holding:
+            files += [(path, label, "train") for path in listed(os.path.join(train.path, name))]
         for role in (VALIDATION, TEST):
             if role in roles and name in roles[role].holding + roles[role].barren:
                 files += [(path, label, role) for path in listed(os.path.join(roles[role].path, name))]

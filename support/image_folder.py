@@ -1,5 +1,6 @@
 """How does a folder of your own images become a data set, decoded once into a cache that training reads?"""
 
+import collections
 import contextlib
 import hashlib
 import itertools
@@ -14,15 +15,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from support import UserError, say
-from support.data import SPLITS, Split, data_set, repeated
-from support.file_reading import DataError
-from support.folder_layout import layout_of
+from support.data import SPLITS, Split, data_set, digest_of
+from support.file_reading import DataError, shortened
+from support.folder_layout import has_images_directly, layout_of
 from support.image_reading import CUT_OFF, ORIENTATION_UNKNOWN, range_of, read_image
 from support.prefetch import mapped_by_threads
 from support.run_directory import fcntl
 
 CHANNELS = 3
-CACHE_VERSION = 2  # of the content of the cache. A cache of another version is not used
+CACHE_VERSION = 3  # of the content of the cache. A cache of another version is not used
+TEST_SHARE = 1 / 6  # of each class's images, if there is no test folder
+SAMPLE = 4096  # bytes
 LISTED = 10  # maximum number of unreadable files that the terminal lists
 CROP_MARGIN = 8 / 7  # for random crops, images are stored larger than image_size by this factor, 256/224
 SUMMARIES = {ORIENTATION_UNKNOWN: "files with unreadable EXIF data, whose orientation is unknown: %d",
@@ -52,14 +55,16 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
         DataError: there are no valid class folders, a class has no readable training image, or the test split is empty.
         UserError: the cache cannot be written or read, or the operating system cannot read an image file.
     """
-    layout = layout_of(data_dir, (cache_dir,) + tuple(excluded), least_classes=1 if evaluated else 2)
+    layout = layout_of(data_dir, (cache_dir,) + tuple(excluded), evaluated)
     for line in layout.notes:
         say(line)
+    _say_program_folders(data_dir, (cache_dir,) + tuple(excluded))
     side = stored_side(image_size, crop_area)
     cache = _cache(layout.files, side, data_dir, cache_dir, pixel_range, truncated)
     index, pixels = _read(cache, side)
     _say_notes(index, cache)
-    rows = {split: np.flatnonzero(index["splits"] == number) for number, split in enumerate(SPLITS)}
+    numbers = _with_drawn_test(index["splits"], index["labels"]) if layout.test_is_drawn else index["splits"]
+    rows = {split: np.flatnonzero(numbers == number) for number, split in enumerate(SPLITS)}
     if evaluated and not len(rows["train"]):
         rows = dict.fromkeys(rows, np.arange(0))
         rows["train"] = np.arange(len(index["splits"]))
@@ -73,19 +78,44 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
     data = data_set("folder", splits["train"], splits["test"], layout.class_names, validation_size, black_border=False,
                     checksum=int(index["checksum"]), validation=splits["validation"] if given else None)
     data.pixel_range = tuple(index["pixel_range"].tolist()) or None
+    data.truncated_images = truncated
     data.digests = {split: index["digests"][getattr(data, split).images.rows] for split in SPLITS}
     if not evaluated:
-        _check_splits(data, data_dir, given, any(split == "test" for _, _, split in layout.files))
-    _say_repeated(data)
+        _check_splits(data, data_dir, given, not layout.test_is_drawn)
     return data
+
+
+def _say_program_folders(data_dir, folders):
+    """Says which of the folders that the program writes to, which are never data, seem to be classes."""
+    home = os.path.join(os.path.realpath(data_dir), "")
+    inside = [folder for folder in folders if os.path.realpath(folder).startswith(home)]
+    found = [folder for folder in inside if has_images_directly(folder)]
+    if found:
+        say("not used, for the program writes there, though images are there, too: %s; if it is a class, set "
+            "cache_dir, model_dir, log_dir and export_dir to other folders" % shortened(found))
+
+
+def _with_drawn_test(splits, labels):
+    """The splits [N], with TEST_SHARE of each class's images, which are all for training, made test images.
+
+    The choice is random but fixed. It depends on the images alone, not on files that cannot be read.
+    """
+    splits = splits.copy()
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        drawn = np.random.RandomState(label).permutation(len(rows))[:round(TEST_SHARE * len(rows))]
+        splits[rows[drawn]] = SPLITS.index("test")
+    return splits
 
 
 def _cache(files, side, data_dir, cache_dir, pixel_range, truncated):
     """The cache of these files, a folder in cache_dir, into which they are decoded if it is not there."""
     digest = hashlib.sha256(repr((CACHE_VERSION, pixel_range and tuple(map(float, pixel_range)), truncated)).encode())
-    for path, label, split in files:
-        digest.update(repr((os.path.relpath(path, data_dir), label, split, _facts(path))).encode("utf-8",
-                                                                                                 "surrogateescape"))
+    facts = [_facts(path) for path, _, _ in files]
+    count = collections.Counter(facts)
+    for (path, label, split), its in zip(files, facts):
+        known = os.path.relpath(path, data_dir), label, split, its, _sample(path) if count[its] > 1 else b""
+        digest.update(repr(known).encode("utf-8", "surrogateescape"))
     name = "%s-%dpx-%s" % (os.path.basename(os.path.abspath(data_dir)), side, digest.hexdigest()[:12])
     cache = os.path.join(cache_dir, name)
     try:
@@ -139,16 +169,6 @@ def _check_splits(data, data_dir, validation_given, test_given):
     if not len(data.test):
         raise DataError("%s has too few images to test with: put at least four into the folder of each class, or make "
                         "folders train and test with the folders of the classes in both" % data_dir)
-
-
-def _say_repeated(data):
-    """Says how many images of the other splits are training images, too."""
-    figures = {"validation": "loss and accuracy there are better than they would be without them",
-               "test": "the accuracy is too high by them"}
-    for split, count in repeated(data, data.digests["train"]).items():
-        if count:
-            say("%d of the %d %s images are also training images: %s"
-                % (count, len(data.digests[split]), split, figures[split]))
 
 
 def options(config):
@@ -248,17 +268,30 @@ def random_boxes(count, crop_area, random):
 
 
 def _facts(path):
-    """Returns (size, modification time) of a file, by which a change is detected; None if they cannot be read."""
+    """Returns (size, modification time, time of unpacking or copying) of a file; None if they cannot be read.
+
+    A change is detected by them. Files from archives often have the modification time in common.
+    """
     try:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _sample(path):
+    """Returns bytes from the middle of a file, to tell it from another one that was unpacked in the same moment."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(os.path.getsize(path) // 2)
+            return file.read(SAMPLE)
+    except OSError:
+        return b""
 
 
 def _decode(files, side, data_dir, cache, pixel_range, truncated):
     """Decodes the files into a new cache. The cache gets its name only when it is complete."""
-    say("decoding %d images of %s into %s" % (len(files), data_dir, cache))
+    say("decoding %d files of %s into %s" % (len(files), data_dir, cache))
     new = cache + ".new"
     shutil.rmtree(new, ignore_errors=True)  # left over by a killed process
     os.makedirs(new)
@@ -271,7 +304,7 @@ def _decode(files, side, data_dir, cache, pixel_range, truncated):
                 continue
             output.write(pixels)
             kept.append((label, SPLITS.index(split)))
-            digests.append(hashlib.blake2b(pixels, digest_size=8).digest())
+            digests.append(digest_of(pixels))
             uncertain += result
             checksum = zlib.crc32(pixels, checksum)
     if not kept:

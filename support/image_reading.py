@@ -2,6 +2,7 @@
 
 import collections
 import io
+import os
 import re
 
 import numpy as np
@@ -181,25 +182,54 @@ def _earlier_range(values):
 
 
 def _about_contrast(deep, pixel_range, given):
-    """Sentences about a scale that most images use little of."""
-    few = [facts for facts in deep if 2 * len(np.unique(to_bytes(facts.values, pixel_range))) < len(facts.values)]
-    if 2 * len(few) <= len(deep):
+    """Sentences about a scale of which more than a twentieth of the images use little."""
+    few = _flattened(deep, pixel_range)
+    spared = min(len(deep) // 2, max(1, len(deep) // 20))  # number of images that may be outliers
+    if len(few) <= spared:
         return []
-    # Without the outermost values of an image: one of them may stand for "no data".
-    low = float(np.median([facts.values[int(len(facts.values) > 2)] for facts in deep]))
-    high = float(np.median([facts.values[-1 - int(len(facts.values) > 2)] for facts in deep]))
-    if 0 <= low < high / 8:
-        low = 0
     loss = "fewer than 32 grey levels of %d of %d images with more than 8 bits" % (len(few), len(deep))
+    better = _better_range(deep, len(few), spared)
+    if not better:
+        return ["the scale %g to %g leaves %s, such as %s (%g to %g): if images were saved with different scales, save "
+                "all of them with one scale; pixel_range=low,high sets the scale"
+                % (*pixel_range, loss, few[0].path, few[0].low, few[0].high)]
+    low, high = better
     lowest, highest = min(deep, key=lambda facts: facts.low), max(deep, key=lambda facts: facts.high)
-    if given or max(low - lowest.low, highest.high - high) < high - low:
+    usual = _scale(low, high, any(facts.floating for facts in deep))  # without the values outside low to high
+    below = min(low - lowest.low, usual[0] - pixel_range[0])
+    above = min(highest.high - high, pixel_range[1] - usual[1])
+    if given or max(below, above) < high - low:
         return ["the scale %g to %g leaves %s: most of their values are within %g to %g; pixel_range=%g,%g uses that "
                 "range" % (*pixel_range, loss, low, high, low, high)]
-    below = low - lowest.low > highest.high - high
+    outlier, value = (lowest.path, lowest.low) if below > above else (highest.path, highest.high)
     return ["%s has the pixel value %g, and the scale %g to %g, which includes it, leaves %s; set pixel_range=low,high "
-            "to cut such values off, for example pixel_range=%g,%g"
-            % (lowest.path if below else highest.path, lowest.low if below else highest.high, *pixel_range, loss, low,
-               high)]
+            "to cut such values off, for example pixel_range=%g,%g" % (outlier, value, *pixel_range, loss, low, high)]
+
+
+def _flattened(deep, pixel_range):
+    """The images of which a scale keeps fewer than half of the sketched values apart."""
+    return [facts for facts in deep if 2 * len(np.unique(to_bytes(facts.values, pixel_range))) < len(facts.values)]
+
+
+def _better_range(deep, flattened, spared):
+    """(low, high) of all images but a few outlying ones; None if it would not halve the number of flattened images.
+
+    At most `spared` images are left out, and never all images of a folder, which may be a class.
+    """
+    # Without the outermost values of an image: one of them may stand for "no data".
+    inner = [facts.values[1:-1] if len(facts.values) > 2 else facts.values for facts in deep]
+    lows, highs = np.array([(values[0], values[-1]) for values in inner], np.float64).T
+    order = np.argsort(np.maximum(np.median(lows) - lows, highs - np.median(highs)))
+    folders = np.array([os.path.dirname(facts.path) for facts in deep])
+    for shift in range(spared.bit_length(), -1, -1):  # 0 images are left out, then 1, about twice as many each time
+        kept = order[:len(deep) - (spared >> shift)]
+        low, high = float(lows[kept].min()), float(highs[kept].max())
+        if 0 <= low < high / 8:
+            low = 0
+        complete = low < high and set(folders[kept]) == set(folders)
+        if complete and 2 * len(_flattened(deep, (low, high))) <= flattened:
+            return low, high
+    return None
 
 
 def _about_colour(coloured):

@@ -14,11 +14,12 @@ import tensorflow.compat.v1 as tf
 
 from support import UserError, image_folder, pretrained, say, settings
 from support.checkpoints import Checkpoints, step_of
-from support.data import Split, same_data
+from support.data import SPLITS, Split, same_data, say_repeated, subset_of
 from support.evaluation import balanced_is_asked_for, evaluate_split
 from support.explanations import class_maps, classifier_kernel, feature_reuse, kernels_of
 from support.export import COMPARED, IMAGES, PROBABILITIES, check_absent, check_formats, network_of, write_network
 from support.file_reading import shortened
+from support.networks import NETWORKS
 from support.pictures import write_reuse_picture
 from support.run_directory import RunDirectory, of_earlier_versions, runs_in
 from support.tensorboard import log_evaluation
@@ -67,11 +68,15 @@ class TrainedNetwork:
         return os.path.relpath(self.used, self.directory.path) if self.weights is None else self.used
 
     def data(self, prepare_data):
-        """(the DataSet in `data_dir`, by the run's scale of deep images; the settings; whether it is the run's own)."""
+        """(the DataSet in `data_dir`, read as the run's were; the settings; whether it is the run's own)."""
         if self.facts.get("pixel_range"):
             self.config.pixel_range = tuple(self.facts["pixel_range"])
+        self.config.truncated_images |= self.facts.get("truncated_images", False)
         data, config = prepare_data(self.config)
-        return data, config, same_data(data.fingerprint(), self.facts)
+        is_own = same_data(data.fingerprint(), self.facts) and self.directory.has_seen(data)
+        if is_own:
+            say_repeated(data)
+        return data, config, is_own
 
     def normalized(self, data):
         """The DataSet with the mean and deviation of the images that the restored network was trained on."""
@@ -113,15 +118,22 @@ def trained_network(choose, arguments=(), **overrides):
     data_dir = recorded.pop("data_dir", None)
     trained_with = of_earlier_versions(recorded)
     weights = trained_with.pop("weights")
-    where = {"data_dir": data_dir} if data_dir and "data_dir" not in config.given else {}
+    # Standard data sets are sought where they usually are, if the run's folder is of another machine.
+    kept = data_dir and (os.path.isdir(data_dir) or recorded.get("dataset") == "folder")
+    where = {"data_dir": data_dir} if kept and "data_dir" not in config.given else {}
     trained = choose(**dict(config.given, **dict(trained_with, run_name=os.path.basename(directory.path), weights="",
                                                  **where)))
-    for name in set(config.given) & set(trained_with):
+    parts = NETWORKS.get(config.network, {}) if "network" in config.given else ()
+    for name in (set(config.given) | set(parts)) & set(trained_with):
         given = getattr(config, name)
         if given != getattr(trained, name) and given != "auto":
             _refuse(directory, name, getattr(trained, name), given)
     if config.weights and config.identities["weights"] != weights:
         _refuse(directory, "weights", weights, config.identities["weights"])
+    if config.mode == "predict" and data_dir and "data_dir" in config.given and (
+            os.path.realpath(data_dir) != os.path.realpath(config.data_dir)):
+        say("%s was trained on the images in %s: mode=predict does not read data_dir=%s"
+            % (directory.path, data_dir, config.data_dir))
     return TrainedNetwork(trained, directory, facts)
 
 
@@ -210,7 +222,10 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     if not is_own:
         content["data_dir"] = os.path.abspath(config.data_dir)
         file = "evaluation_of_%s.json" % re.sub(r"[^\w+-]", "_", os.path.basename(content["data_dir"]))
-    else:
+    which = "test" if is_own else "all images:" if trained.weights else "on other data than the run's:"
+    say("%s %s, loss %.4f, of %s (%s)" % (which, evaluation.accuracies(balanced_is_asked_for(config)), evaluation.loss,
+                                          used, os.path.join(directory.path, file)))
+    if is_own:  # what follows may fail where nothing can be written
         log_evaluation(config.log_dir, config.run_name, trained.step, evaluation, data.test.images, data.class_names,
                        reuse)
     directory.create()
@@ -218,9 +233,6 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     if directory.read_json(file) not in (None, content):
         directory.keep(file)
     directory.write_json(file, content)
-    which = "test" if is_own else "all images:" if trained.weights else "on other data than the run's:"
-    say("%s %s, loss %.4f, of %s (%s)" % (which, evaluation.accuracies(balanced_is_asked_for(config)), evaluation.loss,
-                                          used, os.path.join(directory.path, file)))
     return content
 
 
@@ -237,7 +249,8 @@ def _as_other_data(data, trained):
     known = facts["class_names"]
     if facts.get("class_ids") and set(data.class_names) <= set(facts["class_ids"]):
         known = facts["class_ids"]  # a folder that is arranged by ImageNet's ids
-    unknown = sorted(set(data.class_names) - set(known))
+    occurring = np.unique(np.concatenate([getattr(data, split).labels for split in SPLITS]))
+    unknown = sorted({data.class_names[label] for label in occurring} - set(known))
     if unknown and trained.weights is not None:
         raise UserError("%s has the class %s, and %s tells apart %s%s: name the folders of images after these" % (
             data_dir, unknown[0], trained.weights.source, shortened(known),
@@ -248,17 +261,17 @@ def _as_other_data(data, trained):
     if list(data.image_shape) != facts["image_shape"]:
         raise UserError("the images in %s have the shape %s, those of %s %s: set data_dir to images of that shape" % (
             data_dir, "x".join(map(str, data.image_shape)), directory.path, "x".join(map(str, facts["image_shape"]))))
-    test, left_out = data.test, 0
-    if data.digests is not None:  # an image folder: all its images, but those that the run has seen
-        test = image_folder.joined([data.train, data.validation, data.test])
-        digests = np.concatenate([data.digests[split] for split in ("train", "validation", "test")])
-        seen = directory.seen_images()
-        if seen is None and trained.weights is None:
-            say("%s did not record its training images: those in %s cannot be left out, and with any of them the "
-                "accuracy is too high" % (directory.path, data_dir))
-        unseen = np.flatnonzero(~np.isin(digests, [] if seen is None else seen))
-        left_out = len(digests) - len(unseen)
-        test = Split(test.images.subset(unseen), test.labels[unseen])
+    test, digests = data.test, data.digests["test"]
+    if data.name == "folder":  # all its images
+        test = image_folder.joined([getattr(data, split) for split in SPLITS])
+        digests = np.concatenate([data.digests[split] for split in SPLITS])
+    seen = directory.seen_images()
+    if seen is None and trained.weights is None:
+        say("%s did not record its training images: those in %s cannot be left out, and with any of them the accuracy "
+            "is too high" % (directory.path, data_dir))
+    unseen = np.flatnonzero(~np.isin(digests, [] if seen is None else seen))
+    left_out = len(digests) - len(unseen)
+    test = Split(subset_of(test.images, unseen), test.labels[unseen])
     if not len(test):
         raise UserError("%s has no image that %s was not trained on: set data_dir to other images"
                         % (data_dir, directory.path))
@@ -266,7 +279,7 @@ def _as_other_data(data, trained):
         say("%s holds other data than %s was trained on: %d images are evaluated%s" % (
             data_dir, directory.path, len(test), left_out and (
                 ", %d that it was trained on or chosen by are left out" % left_out) or ""))
-    labels = np.array([known.index(name) for name in data.class_names])[test.labels]
+    labels = np.array([known.index(name) if name in known else -1 for name in data.class_names])[test.labels]
     return dataclasses.replace(data, test=Split(test.images, labels), class_names=tuple(facts["class_names"]))
 
 

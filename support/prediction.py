@@ -18,7 +18,7 @@ from support.image_reading import range_of, read_image
 from support.modes import preparation_of, serving_graph, trained_network
 from support.pictures import CARD, heat_map, is_heat_map
 from support.prefetch import mapped_by_threads
-from support.run_directory import replace_file, write_json
+from support.run_directory import check_writable, replace_file, write_json
 from support.settings import expanded
 from support.workers import Cluster
 
@@ -48,9 +48,8 @@ def predict(choose, inference, arguments=(), **overrides):
     files = _files(config)
     heat_maps = _HeatMaps(config.heatmaps, files) if config.heatmaps else None
     if config.json:
-        _check_json(config.json)
-        write_json(config.json, [], "json")  # now: an error after the work would lose it
-    answers = []
+        _check_json(config.json)  # now: an error after the work would lose it
+    answers, completed = [], False
     reading = _Reading(config, facts, directory.read_json("appearance.json") or {}, files)
     with tf.Graph().as_default(), tf.Session(config=Cluster().session_config()) as sess:
         images, probabilities, *maps = serving_graph(inference, config, facts)
@@ -60,8 +59,9 @@ def predict(choose, inference, arguments=(), **overrides):
             for answer in _answers(files, reading, lambda pixels: sess.run(fetched, {images: pixels}),
                                    facts["class_names"], heat_maps):
                 answers.append(answer)
+            completed = True
         finally:
-            if config.json:
+            if config.json and (answers or completed):  # no answers by an error: an earlier file's are kept
                 write_json(config.json, answers, "json")
     reading.advise()
     if heat_maps:
@@ -110,11 +110,15 @@ def _files(config):
     files = [file for path in expanded(config.images) for file in files_under(path, written)]
     if not files:
         raise UserError("there are no files in %s" % ", ".join(config.images))
+    for file in files:
+        if os.path.exists(file) and not os.path.isfile(file):  # it is read more than once
+            raise UserError("%s is a pipe or a device: images= takes names of files" % file)
     return files
 
 
 def _check_json(path):
-    """Raises UserError if writing the answers to a file would destroy an image, or another file that has none."""
+    """Raises UserError if a file for the answers cannot be written, or if that would destroy anything but answers."""
+    check_writable(path, "json")
     if os.path.isfile(path) and os.path.getsize(path):
         try:
             with open(path, encoding="utf-8") as file:

@@ -67,6 +67,8 @@ class StartingPoint:
         mean, deviation: those of the images that they were trained with, float32 [C].
         read: a function of cache_dir that returns the Weights.
         run: the name of the run of this program that they are of; empty for others.
+        run_digest: a digest of what that run's settings.json records, which tells it from others of its name; empty
+            where there is none.
         pixel_range: the scale of deep images that they were trained with; None: there were none, or it is not known.
         seen: digests of the images that they were trained on or chosen by, uint64 [N]; None: not known.
     """
@@ -77,6 +79,7 @@ class StartingPoint:
     deviation: np.ndarray
     read: typing.Callable
     run: str = ""
+    run_digest: str = ""
     pixel_range: typing.Optional[list] = None
     seen: typing.Optional[np.ndarray] = None
 
@@ -347,7 +350,8 @@ def _of_checkpoint(path, name=None):
     # Of a run the name alone: what starts from it is resumed by the same command, also when the run has gone on.
     identity = re.sub(r"[^\w=,.+-]", "_", name or "%s-%s" % (os.path.basename(folder), os.path.basename(path)))
     return StartingPoint(identity, settings, mean, deviation, lambda _: weights, os.path.basename(folder),
-                         _facts(recorded).get("pixel_range"), RunDirectory(folder, {}).seen_images())
+                         _digest_of_run(recorded), _facts(recorded).get("pixel_range"),
+                         RunDirectory(folder, {}).seen_images())
 
 
 class _Foreign(UserError):
@@ -375,6 +379,12 @@ def _checkpoint_weights(path):
     values = values_of(tensors, path)
     mean, deviation = (reader.get_tensor(name) for name in ("normalization/mean", "normalization/deviation"))
     return Weights(path, values, {variable: tensor.name for variable, tensor in tensors.items()}), mean, deviation
+
+
+def _digest_of_run(recorded):
+    """A digest of a run's settings.json, without the place of the data, which may change; empty for an empty one."""
+    lasting = {name: value for name, value in recorded.items() if name != "data_dir"}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:12] if lasting else ""
 
 
 def _recorded(folder):

@@ -1,9 +1,11 @@
 """How is the directory of a run locked, checked and written, so that nothing in it is lost?"""
 
+import contextlib
 import glob
 import json
 import os
 import re
+import tempfile
 
 import numpy as np
 
@@ -18,14 +20,20 @@ except ImportError:  # Windows: no lock between processes
 
 CHECKPOINT = "dense.ckpt"
 FOLDER_ONLY = ("image_size", "crop_area")  # settings without effect on data sets whose images have their own size
-SEEN_IMAGES = "seen_images.npy"  # digests of a folder's training and validation images, uint64
+WEIGHTS_OF = "weights_of"  # recorded beside the settings: which run `weights` names, by a digest of its settings
+SEEN_IMAGES = "seen_images.npy"  # digests of the training and validation images, uint64
 
 
 def replace_file(path, write):
     """Writes a file atomically; `write` gets it, open for bytes. Raises OSError if it cannot be written."""
-    with open(path + ".new", "wb") as file:
-        write(file)
-    os.replace(path + ".new", path)
+    try:
+        with open(path + ".new", "wb") as file:
+            write(file)
+        os.replace(path + ".new", path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".new")
+        raise
 
 
 def locked(folder, name="lock"):
@@ -43,7 +51,7 @@ def locked(folder, name="lock"):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
-        holder = lock.read().strip() or "(unknown)"
+        holder = lock.readline().strip() or "(unknown)"
         lock.close()
         raise UserError("the run in %s is being trained by process %s: wait for it, or set run_name to another name"
                         % (folder, holder)) from None
@@ -154,6 +162,11 @@ class RunDirectory:
         except (OSError, ValueError):
             return None
 
+    def has_seen(self, data):
+        """Whether a DataSet's training and validation images are the run's; True where the run did not record them."""
+        seen = self.seen_images()
+        return seen is None or all(np.isin(data.digests[split], seen).all() for split in ("train", "validation"))
+
     def keep(self, name):
         """Renames a file before it is replaced: result.json to result-1.json, the next one to result-2.json, …"""
         path = os.path.join(self.path, name)
@@ -187,16 +200,35 @@ def write_json(path, content, setting):
     Raises:
         UserError: the file cannot be written.
     """
+    text = (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
     try:
-        in_place = os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path))
-        with open(path if in_place else path + ".new", "w") as file:
-            json.dump(content, file, indent=2, sort_keys=True)
-            file.write("\n")
-        if not in_place:
-            os.replace(path + ".new", path)
+        if _is_written_in_place(path):
+            with open(path, "wb") as file:
+                file.write(text)
+        else:
+            replace_file(path, lambda file: file.write(text))
     except OSError as error:
-        raise UserError("cannot write %s (%s): make room there, or set %s to a place that can be written"
-                        % (path, error.strerror, setting)) from None
+        raise _cannot_write_file(path, error, setting) from None
+
+
+def check_writable(path, setting):
+    """Raises UserError, as `write_json` does, if a file cannot be written. Changes nothing, and leaves no new file."""
+    try:
+        if not _is_written_in_place(path):
+            tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
+        elif os.path.isfile(path):  # not a pipe, which a reader would see closed
+            open(path, "ab").close()
+    except OSError as error:
+        raise _cannot_write_file(path, error, setting) from None
+
+
+def _is_written_in_place(path):
+    return os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path))
+
+
+def _cannot_write_file(path, error, setting):
+    return UserError("cannot write %s (%s): make room there, or set %s to a place that can be written"
+                     % (path, error.strerror, setting))
 
 
 # What versions did that saved all that evaluating needs, but did not have these settings yet.
@@ -209,23 +241,26 @@ def of_earlier_versions(recorded):
     """The identifying settings of a run as this version compares them, from settings.json of any version.
 
     Earlier versions wrote null for what was derived or did not apply, and nothing of settings that they did not have.
-    The network's name is left out: its parts count.
+    The network's name is left out: its parts count. So is what is recorded beside the settings, but the data.
     """
     instead = {"validation_size": 0.1, "transition_channels": 0, "stem_channels": 0}
     found = dict(UNRECORDED, **{name: instead.get(name) if value is None else value
                                 for name, value in recorded.items()})
     if "norm_epsilon" not in recorded and found.get("stem") == "imagenet":
         found["stem"] = "imagenet_same"  # which was the only one then
-    left_out = ("network",) + (() if found.get("dataset") == "folder" else FOLDER_ONLY)
+    left_out = ("network", WEIGHTS_OF) + (() if found.get("dataset") == "folder" else FOLDER_ONLY)
     return {name: value for name, value in found.items() if name not in left_out}
 
 
 def _differences(before, now):
     """What differs between the settings.json of two runs, as parts of a sentence: (in settings, in the data)."""
+    starts = [found.get(WEIGHTS_OF) for found in (before, now)]
     before, now = of_earlier_versions(before), of_earlier_versions(now)
     data, data_dir = ([found.pop(name, None) for found in (before, now)] for name in ("data", "data_dir"))
     differing = ["%s was %s, now %s" % (name, _shown(before.get(name)), _shown(now.get(name)))
                  for name in sorted(set(before) | set(now)) if before.get(name) != now.get(name)]
+    if None not in starts and starts[0] != starts[1]:
+        differing.append("weights=%s is another run of that name now" % now["weights"])
     of_data = []
     if data[0] == data[1] or None not in data and same_data(*data):
         return differing, of_data

@@ -167,12 +167,13 @@ class RunLogs:
 
     Args:
         log_dir, run_name: the files are in `log_dir/run_name`, and there in `train` and `validation`.
+        directory: that of the run's checkpoints.
     Attributes:
         problem: what went wrong, or None.
     """
 
-    def __init__(self, log_dir, run_name):
-        self.log_dir = log_dir
+    def __init__(self, log_dir, run_name, directory):
+        self.log_dir, self._directory = log_dir, os.path.realpath(directory)
         self.folder = os.path.join(log_dir, run_name, "")
         self.problem = None
         self._files = {}  # of each split
@@ -186,12 +187,11 @@ class RunLogs:
             graph: the tf.Graph of training. A new run's files get its network.
             hyperparameters: {name: value}.
         Raises:
-            UserError: they cannot be written, or another process has them.
+            UserError: they cannot be written, another process has them, or they are another run's.
         """
         try:
             os.makedirs(self.folder, exist_ok=True)
-            # A run in another model_dir may have the same name. Not `lock`: log_dir may be the model_dir.
-            self._lock = locked(self.folder, "lock_of_logs")
+            self._take_folder()
             self._begin = step
             for split, folder in FOLDERS.items():
                 if split != "validation" or os.path.isdir(self.folder + folder):  # no entry without content
@@ -203,6 +203,25 @@ class RunLogs:
                 self._file("test").add(step, summary=summary)
         except (OSError, tf.errors.OpError) as error:
             raise _cannot_write(self.log_dir, error) from None
+
+    def _take_folder(self):
+        """Locks the folder, which a run of the same name in another model_dir may have."""
+        path = os.path.join(self.folder, "lock_of_logs")  # not `lock`: log_dir may be the model_dir
+        before = []
+        if os.path.exists(path):
+            with open(path) as file:
+                before = file.read().splitlines()
+        self._lock = locked(self.folder, os.path.basename(path))
+        own = [self._directory, os.path.realpath(self.folder)]
+        # What was copied or moved with its logs names another folder of logs, or a run that is no longer there.
+        others = before[2:] == own[1:] and before[1] != own[0] and os.path.exists(
+            os.path.join(before[1], "settings.json"))
+        for line in before[1:] if others else own:
+            self._lock.write(line + "\n")
+        self._lock.flush()
+        if others:
+            raise UserError("%s holds the logs of the run %s: set log_dir or run_name to another name"
+                            % (self.folder, before[1]))
 
     def close(self):
         """Closes the files and gives up the folder."""

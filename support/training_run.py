@@ -16,13 +16,13 @@ from support.appearance import appearance_of
 from support.checkpoints import LEAST_VALIDATION, Checkpoints
 from support.configuration import identity
 from support.curves import Curves
-from support.data import FACTS, normalize_by, repeated, same_data
+from support.data import FACTS, normalize_by, repeated, same_data, say_repeated
 from support.evaluation import accuracies_as_text, balanced_is_asked_for
 from support.explanations import feature_reuse, kernels_of
 from support.interruption import Interruption, Stopped
 from support.machine import PRECISIONS, fast_precision
 from support.networks import final_side
-from support.run_directory import SEEN_IMAGES, RunDirectory
+from support.run_directory import SEEN_IMAGES, WEIGHTS_OF, RunDirectory
 from support.tensorboard import RunLogs
 from support.terminal import Progress, show_header
 from support.workers import Cluster
@@ -83,14 +83,18 @@ class TrainingRun:
         self.steps_per_epoch = len(data.train) // self.cluster.batch_size
         self.total_steps = self.steps_per_epoch * config.total_epochs
         self.result, self.finished = None, False
+        if self.cluster.is_chief:
+            say_repeated(data)
         fingerprint = data.fingerprint()
         self._go_on_with_earlier_name(fingerprint)
         self._folder = os.path.join(config.model_dir, config.run_name)
         self._start_workers(fingerprint)
         self._settings = identity(config)
         self._identity = dict(self._settings, data=fingerprint)  # what settings.json records
-        if config.dataset == "folder":
+        if config.dataset != "digits":  # which come with a package
             self._identity["data_dir"] = os.path.abspath(config.data_dir)
+        if config.starting_point is not None and config.starting_point.run_digest:
+            self._identity[WEIGHTS_OF] = config.starting_point.run_digest
         self._fit_batch()
         self._directory = RunDirectory(self._folder, self._identity) if self.cluster.is_chief else None
         self._logs = self._curves = self._checkpoints = self._net = None
@@ -101,8 +105,13 @@ class TrainingRun:
         self._point = [0.0, 0.0, 0]  # sums of loss and accuracy, and their number, since the last point of the curves
 
     def _check_start(self):
-        """Normalizes the images as the run's `weights` need them; raises UserError for what needs weights."""
+        """Normalizes the images as the run's `weights` need them. Raises UserError for what cannot begin."""
         start, config = self.config.starting_point, self.config
+        for name in ("model_dir", "log_dir"):
+            folder = os.path.join(getattr(config, name), config.run_name)
+            if config.dataset == "folder" and os.path.realpath(folder) == os.path.realpath(config.data_dir):
+                raise UserError("the run would be written among the images, into %s: set %s to another folder"
+                                % (folder, name))
         if start is None and config.train_only != "all":
             raise UserError("train_only=%s freezes layers that have learned nothing: give weights= to start from, or "
                             "leave it out" % config.train_only)
@@ -193,7 +202,7 @@ class TrainingRun:
     def _say_seen(self):
         """Says how many images of other splits the weights that the run starts from were trained on or chosen by."""
         digests, seen = self.data.digests, self.config.starting_point.seen
-        if digests is None or seen is None:
+        if seen is None:
             return
         counts = repeated(self.data, seen)
         if counts == {"validation": len(digests["validation"]), "test": 0}:
@@ -262,8 +271,11 @@ class TrainingRun:
 
     def _begin_reports(self, sess, step):
         config = self.config
+        if step and not self._directory.has_seen(self.data):
+            raise UserError("%s holds a run on other data (other images, as many, are for training, for validation "
+                            "and for testing): set run_name to another name to train on these" % self._folder)
         self._progress = Progress(self.steps_per_epoch, config.total_epochs)
-        self._logs = RunLogs(config.log_dir, config.run_name)
+        self._logs = RunLogs(config.log_dir, config.run_name, self._folder)
         gpus = [device.name for device in sess.list_devices() if device.device_type == "GPU"]
         show_header(config, self.data, self._net.parameters, self.cluster, gpus, self._folder, self._logs.folder)
         self._record_images(step)
@@ -294,11 +306,10 @@ class TrainingRun:
         """
         if not step or self._directory.read_json("appearance.json") is None:
             self._directory.write_json("appearance.json", appearance_of(self.data.train.images))
-        if self.data.digests is not None:
-            start = self.config.starting_point
-            seen = [self.data.digests[split] for split in ("train", "validation")]
-            seen += [start.seen] if start and start.seen is not None else []
-            self._directory.write_array(SEEN_IMAGES, np.concatenate(seen))
+        start = self.config.starting_point
+        seen = [self.data.digests[split] for split in ("train", "validation")]
+        seen += [start.seen] if start and start.seen is not None else []
+        self._directory.write_array(SEEN_IMAGES, np.concatenate(seen))
 
     # During an epoch
 

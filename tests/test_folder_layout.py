@@ -93,10 +93,7 @@ def listed_before(data_dir):
     test = next((os.path.join(data_dir, name) for name in ("test", "val") if "train" in names and name in names), None)
     classes, files = folders_in(train), []
     for label, name in enumerate(classes):
-        paths = files_before(os.path.join(train, name))
-        order = np.random.RandomState(label).permutation(len(paths))
-        drawn = set() if test else set(order[:round(1 / 6 * len(paths))].tolist())
-        files += [(path, label, "test" if number in drawn else "train") for number, path in enumerate(paths)]
+        files += [(path, label, "train") for path in files_before(os.path.join(train, name))]
         if test and os.path.isdir(os.path.join(test, name)):
             files += [(path, label, "test") for path in files_before(os.path.join(test, name))]
     return classes, files
@@ -424,6 +421,7 @@ def check(planted):
         assert all(word in str(error) for word in planted.refused), str(error)
         return
     assert planted.refused is None, layout
+    assert layout.test_is_drawn == planted.drawn
     names = sorted({name for name, _ in planted.expected})
     assert layout.class_names == names
     found = {}
@@ -432,10 +430,8 @@ def check(planted):
     assert all(len(set(paths)) == len(paths) for paths in found.values())
     if planted.drawn:
         for name in names:
-            train, test = (found.get((name, split), []) for split in ("train", "test"))
-            assert set(train + test) == planted.expected[name, "train"] and not set(train) & set(test)
-            assert len(test) == round((len(train) + len(test)) / 6)
-        assert {split for _, split in found} <= {"train", "test"}
+            assert set(found[name, "train"]) == planted.expected[name, "train"]
+        assert {split for _, split in found} == {"train"}
     else:
         assert {key: set(paths) for key, paths in found.items()} == planted.expected
     if planted.as_before:
@@ -478,6 +474,24 @@ def test_training_and_testing_are_splits_and_not_classes(tmp_path, train, test):
     layout = layout_of(str(tmp_path))
     assert layout.class_names == ["0", "1", "2"] and not layout.notes
     assert counts(layout) == {"train": {"0": 5, "1": 5, "2": 5}, "test": {"0": 2, "1": 2, "2": 2}}
+
+
+def test_folders_that_are_evaluated_need_no_training_images(tmp_path):
+    """A class of the test folder need not be in the training folder, and there need not be one."""
+    plant(*(tmp_path / "test" / name for name in ("1", "10", "2")), count=2)
+    assert "name the folder that holds them train" in refusal(tmp_path)
+    layout = layout_of(str(tmp_path), evaluated=True)
+    assert layout.class_names == ["1", "10", "2"] and len(layout.files) == 6
+    plant(*(tmp_path / "train" / name for name in ("1", "3")), count=4)
+    assert "there is nothing to learn the class from" in refusal(tmp_path)
+    assert counts(layout_of(str(tmp_path), evaluated=True)) == {
+        "train": {"1": 4, "3": 4}, "test": {"1": 2, "10": 2, "2": 2}}
+
+
+def test_parts_of_unlabelled_images_are_no_classes(tmp_path):
+    """As programs that translate between two kinds of images, A and B, have them."""
+    plant(*(tmp_path / name for name in ("trainA", "trainB", "testA", "testB")))
+    assert "trainA" in refusal(tmp_path) and "not in a folder for each class" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("role", ["train", "validation", "test"])
@@ -553,7 +567,7 @@ def test_loose_images_decide_whether_the_only_folder_is_the_data_set(tmp_path):
 def test_a_flat_test_folder_beside_training_classes_is_left_to_predict(tmp_path):
     plant(tmp_path / "train" / "a", tmp_path / "train" / "b", tmp_path / "test", tmp_path / "test" / "more")
     layout = layout_of(str(tmp_path))
-    assert counts(layout) == {"train": {"a": 5, "b": 5}, "test": {"a": 1, "b": 1}}
+    assert counts(layout) == {"train": {"a": 6, "b": 6}} and layout.test_is_drawn
     (note,) = layout.notes
     assert "mode=predict images=%s" % (tmp_path / "test") in note
 
@@ -761,7 +775,7 @@ def test_links_to_folders_elsewhere_are_followed_and_broken_ones_are_said(tmp_pa
     os.symlink(str(tmp_path / "out"), str(tmp_path / "in" / "b"))
     os.symlink("nowhere", str(tmp_path / "in" / "c"))
     layout = layout_of(str(tmp_path / "in"))
-    assert counts(layout) == {"train": {"a": 5, "b": 5}, "test": {"a": 1, "b": 1}}
+    assert counts(layout) == {"train": {"a": 6, "b": 6}} and layout.test_is_drawn
     (note,) = layout.notes
     assert "lead nowhere: %s" % (tmp_path / "in" / "c") in note
 

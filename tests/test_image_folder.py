@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 import Densenet
 from support import UserError, image_folder
 from support.augmentation import training_batches
-from support.data import color_preprocessing
+from support.data import color_preprocessing, say_repeated
 from support.file_reading import DataError
 from support.interruption import Stopped
 
@@ -144,12 +144,12 @@ def test_images_are_rotated_upright_and_cropped_at_the_centre(tmp_path):
 def test_a_folder_is_decoded_once_and_damaged_files_are_named(shapes, folder, capsys, monkeypatch):
     data = image_folder.prepare_data(shapes, 20, 32)
     output = capsys.readouterr().out
-    assert output.count("skipped ") == 2 and "skipped circle" in output and "decoding 200 images" in output
+    assert output.count("skipped ") == 2 and "skipped circle" in output and "decoding 200 files" in output
     assert data.class_names == CLASSES and data.image_shape == (32, 32, 3)
-    assert (len(data.train), len(data.validation), len(data.test)) == (143, 20, 35)
+    assert (len(data.train), len(data.validation), len(data.test)) == (142, 20, 36)
     assert np.bincount(data.test.labels).min() >= 5
     images = data.train.images[:]
-    assert images.shape == (143, 32, 32, 3) and images.dtype == np.uint8
+    assert images.shape == (142, 32, 32, 3) and images.dtype == np.uint8
     np.testing.assert_allclose(data.mean, images.mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(data.deviation, images.std((0, 1, 2)), rtol=1e-4)
 
@@ -164,7 +164,7 @@ def test_a_folder_is_decoded_once_and_damaged_files_are_named(shapes, folder, ca
 
 def test_a_fractional_validation_size_holds_out_that_share(shapes, folder):
     data = image_folder.prepare_data(shapes, 0.1, 8)
-    assert (len(data.train), len(data.validation)) == (147, 16)
+    assert (len(data.train), len(data.validation)) == (146, 16)
 
 
 def test_a_changed_folder_is_decoded_again(tmp_path, folder):
@@ -190,7 +190,7 @@ def test_an_incomplete_cache_of_a_killed_process_is_replaced(shapes, folder, mon
     (left,) = glob.glob("cache/*.new")
     with open(os.path.join(left, "pixels"), "wb"):
         pass
-    assert len(image_folder.prepare_data(shapes, 20, 8).train) == 143 and not glob.glob("cache/*.new")
+    assert len(image_folder.prepare_data(shapes, 20, 8).train) == 142 and not glob.glob("cache/*.new")
 
 
 @pytest.mark.skipif(image_folder.fcntl is None, reason="this system has no such locks")
@@ -204,7 +204,33 @@ def test_only_a_complete_cache_is_used_where_nothing_can_be_locked(shapes, folde
             image_folder.prepare_data(shapes, 20, 8)
     image_folder.prepare_data(shapes, 20, 8)
     monkeypatch.setattr(image_folder.fcntl, "flock", flock)
-    assert len(image_folder.prepare_data(shapes, 20, 8).train) == 143
+    assert len(image_folder.prepare_data(shapes, 20, 8).train) == 142
+
+
+def test_files_of_equal_size_and_modification_time_are_told_apart(tmp_path, folder):
+    """Files from archives often have the modification time in common."""
+    for name, grey in (("a", 10), ("b", 200)):
+        for path in plain_images(tmp_path / "in" / name, 6, grey):
+            Image.open(path).save(path.replace(".png", ".bmp"))
+            os.remove(path)
+    for path in glob.glob(str(tmp_path / "in" / "*" / "*")):
+        os.utime(path, (1, 1))
+    before = image_folder.prepare_data(str(tmp_path / "in"), 0, 8)
+    for source, target in (("a", "c"), ("b", "a"), ("c", "b")):
+        os.rename(str(tmp_path / "in" / source), str(tmp_path / "in" / target))
+    after = image_folder.prepare_data(str(tmp_path / "in"), 0, 8)
+    assert max(greys(before.test)[:1]) < 100 < min(greys(after.test)[:1])
+
+
+def test_the_drawn_test_images_do_not_depend_on_files_that_are_no_images(tmp_path, folder):
+    """They are those of earlier versions, which drew among all files."""
+    for label, name in enumerate("ab"):
+        plain_images(tmp_path / "in" / name, 14, 100 * label)
+    expected = sorted(100 * label + number for label in (0, 1)
+                      for number in np.random.RandomState(label).permutation(14)[:2])
+    assert greys(image_folder.prepare_data(str(tmp_path / "in"), 0, 8).test) == expected
+    spoil(str(tmp_path / "in" / "a" / "03b.png"), str(tmp_path / "in" / "b" / "00.xml"))
+    assert greys(image_folder.prepare_data(str(tmp_path / "in"), 0, 8).test) == expected
 
 
 def test_the_error_names_a_damaged_cache(shapes, folder):
@@ -296,14 +322,16 @@ def test_the_same_images_keep_their_checksum(tmp_path, folder):
 def test_test_images_that_are_training_images_are_counted(tmp_path, folder, capsys):
     place = three_splits(tmp_path / "in")
     data = image_folder.prepare_data(place, 0, 8)
+    say_repeated(data)
     assert "also training images" not in capsys.readouterr().out
     expected = [hashlib.blake2b(bytes([grey] * (8 * 8 * 3)), digest_size=8).digest() for grey in greys(data.test)]
     assert data.digests["test"].tobytes() == b"".join(expected) and len(data.digests["train"]) == 12
     shutil.copy(place + "/train/a/03.png", place + "/test/a/copy.png")
     shutil.copy(place + "/train/b/00.png", place + "/test/a/wrong.png")
     shutil.copy(place + "/train/b/05.png", place + "/validation/b/copy.png")
-    image_folder.prepare_data(place, 0, 8)
+    say_repeated(image_folder.prepare_data(place, 0, 8))
     output = capsys.readouterr().out
+    assert "2 images are copies of an image of another class, such as one in a and b: nothing" in output
     assert "2 of the 6 test images are also training images: the accuracy is too high by them" in output
     assert "1 of the 7 validation images are also training images" in output
 
@@ -357,11 +385,12 @@ def test_notes_about_the_files_are_printed_each_time(tmp_path, folder, capsys):
         assert "truncated files, of which the readable part is used: 1" in output and "skipped" not in output
 
 
-def test_folders_that_the_program_writes_are_no_classes(tmp_path, folder):
+def test_folders_that_the_program_writes_are_no_classes(tmp_path, folder, capsys):
     for name in ("a", "b", "logs", "cache", "model"):
         plain_images(tmp_path / name, 6)
     data = image_folder.prepare_data(".", 0, 8, cache_dir="cache", excluded=("model", str(tmp_path / "logs")))
     assert data.class_names == ("a", "b")
+    assert "images are there, too: cache, model, %s; if it is a class" % (tmp_path / "logs") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("folders,sentence", [
@@ -442,7 +471,7 @@ def test_batches_are_reproducible_and_can_resume_and_be_shared(shapes, folder, c
                              validation_size=20)
     data, _ = Densenet.prepare_data(config)
     first = batches(config, data, 1, 0)
-    assert len(first) == 143 // 16 and first[0][0].shape == (16, 24, 24, 3) and first[0][0].dtype == np.float32
+    assert len(first) == 142 // 16 and first[0][0].shape == (16, 24, 24, 3) and first[0][0].dtype == np.float32
     for found, expected in ((batches(config, data, 1, 0), first), (batches(config, data, 1, 6), first[6:]),
                             (batches(config, data, 1, 0, slice(4, 12)),
                              [(images[4:12], labels[4:12]) for images, labels in first])):

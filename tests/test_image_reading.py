@@ -203,6 +203,71 @@ def test_a_scale_of_which_all_images_use_little_is_pointed_out(tmp_path):
     assert float(note.split("pixel_range=0,")[1].split(" ")[0]) < 1.01
 
 
+def two_classes(folder, first, second, dtype, counts=(12, 12)):
+    """Saves images of the values first = (low, high) into a/ and of second into b/; returns the paths."""
+    paths = []
+    for name, (low, high), count in zip("ab", (first, second), counts):
+        os.makedirs(str(folder / name))
+        for number in range(count):
+            shift = (high - low) * number / count / 9  # no two images are alike
+            paths.append(saved(folder / name / str(number), ramp(low + shift, high - shift), dtype))
+    return paths
+
+
+@pytest.mark.parametrize("counts", [(12, 12), (60, 2), (2, 60)])
+def test_the_range_that_is_suggested_blackens_no_class(tmp_path, counts):
+    paths = two_classes(tmp_path, (0.3, 0.5), (0.8, 1.0), "float32", counts)
+    values = ramp(0.3, 0.5)
+    values[3, 3] = 1.02
+    saved(tmp_path / "a" / "0", values, "float32")
+    pixel_range, (note,) = range_of(paths)
+    assert pixel_range == (0, 256) and "grey levels of %d of %d images" % (len(paths), len(paths)) in note
+    assert os.sep not in note  # no file is blamed
+    low, high = map(float, re.search("pixel_range=(.*),(.*) uses", note).groups())
+    assert 0.3 <= low < 0.31 and 0.98 < high <= 1
+    assert range_of(paths, given=(low, high)) == ((low, high), [])
+    assert all(len(np.unique(grey_of(path, (low, high)))) > 40 for path in paths)
+
+
+def test_only_a_value_that_stretches_the_scale_is_blamed(tmp_path):
+    paths = [saved(tmp_path / str(number), ramp(0.8, 0.9), "float32") for number in range(6)]
+    for number, value in ((2, 0.5), (4, 1.02)):  # the scale starts at 0 with or without the 0.5
+        values = ramp(0.8, 0.9)
+        values[5, 5] = value
+        saved(tmp_path / str(number), values, "float32")
+    pixel_range, (note,) = range_of(paths)
+    assert pixel_range == (0, 256) and "4.tif has the pixel value 1.02" in note
+
+
+def test_an_outlying_image_is_left_out_and_a_small_class_is_not(tmp_path):
+    paths = two_classes(tmp_path, (0, 1000), (2000, 3000), "uint16", (78, 2))
+    paths.append(saved(tmp_path / "a" / "bright", ramp(0, 65000), "uint16"))
+    _, (note,) = range_of(paths)
+    low, high = map(float, note.split("pixel_range=")[-1].split(","))
+    assert "bright.png has the pixel value 65000" in note and low == 0 and 2900 < high <= 3000
+
+
+@pytest.mark.parametrize("dtype,first,second,scale", [("float32", (0, 1), (0, 255), 256),
+                                                      ("uint16", (100, 300), (40000, 60000), 65536)])
+@pytest.mark.parametrize("counts", [(12, 12), (2, 30), (13, 12), (30, 1)])
+def test_a_class_of_another_scale_is_pointed_out(tmp_path, dtype, first, second, scale, counts):
+    paths = two_classes(tmp_path, first, second, dtype, counts)
+    pixel_range, (note,) = range_of(paths)
+    dark = [path for path in paths if grey_of(path, pixel_range).max() <= 1]
+    assert pixel_range == (0, scale) and dark == paths[:counts[0]]
+    assert ("the scale 0 to %d leaves fewer than 32 grey levels of %d of %d images with more than 8 bits, such as %s "
+            "(%d to %d)" % (scale, counts[0], sum(counts), paths[0], *first)) in note
+    assert note.endswith("save all of them with one scale; pixel_range=low,high sets the scale")
+
+
+def test_dark_images_among_bright_ones_need_no_note(tmp_path):
+    highs = [1000, 4000, 600, 2500] * 10 + [60, 60]  # less than an eighth of the scale: a twentieth of the images
+    paths = [saved(tmp_path / str(number), ramp(0, high), "uint16") for number, high in enumerate(highs)]
+    assert range_of(paths) == ((0, 4096), [])
+    paths.append(saved(tmp_path / "third", ramp(0, 60), "uint16"))
+    assert "of 3 of 43 images" in range_of(paths)[1][0]
+
+
 def test_dim_images_keep_their_scale_without_a_note(tmp_path):
     paths = [saved(tmp_path / str(number), ramp(0, 12000 + 5000 * number), "uint16") for number in range(5)]
     assert range_of(paths) == ((0, 32768), [])

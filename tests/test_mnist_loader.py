@@ -275,6 +275,34 @@ def test_a_test_label_that_no_training_image_has(tmp_path, capsys):
     assert "no training image has the labels 7, 8, but test images do" in capsys.readouterr().out
 
 
+def test_a_class_without_training_images_is_said(tmp_path, capsys):
+    """Its one image is for validation."""
+    random = np.random.RandomState(0)
+    images = random.randint(0, 256, (40, 28, 28)).astype(np.uint8)
+    order = np.random.RandomState(0).permutation(40)
+    labels = np.arange(40) % 2
+    labels[order[3]] = 2
+    for name, content in zip(mnist_loader.FILES, (images, labels, images[:9], labels[:9])):
+        (write_labels if "labels" in name else write_images)(str(tmp_path / name), content)
+    mnist_loader.prepare_data(str(tmp_path), 20)
+    assert "validation_size=20 leaves no training image of 2: make it smaller" in capsys.readouterr().out
+    mnist_loader.prepare_data(str(tmp_path), 3)
+    assert "leaves no training image" not in capsys.readouterr().out
+
+
+def test_a_plain_file_beside_another_compressed_one_is_pointed_out(tiny_mnist, tmp_path, capsys):
+    for name in mnist_loader.FILES:
+        shutil.copy(os.path.join(tiny_mnist, "mnist", name), str(tmp_path))
+        with gzip.open(str(tmp_path / name)) as file:
+            (tmp_path / name[:-len(".gz")]).write_bytes(file.read())
+    mnist_loader.prepare_data(str(tmp_path), 20)
+    assert "which differs" not in capsys.readouterr().out
+    plain = str(tmp_path / list(mnist_loader.FILES)[1])[:-len(".gz")]
+    write_labels(plain, np.zeros(330, np.uint8))
+    mnist_loader.prepare_data(str(tmp_path), 20)
+    assert "%s.gz is read, not %s, which differs: take one" % (plain, plain) in capsys.readouterr().out
+
+
 def test_one_label_value_alone_is_refused(tmp_path):
     write_set(tmp_path, DASHES, [200, 200], [200])
     with pytest.raises(DataError, match="has no label but 200"):

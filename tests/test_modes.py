@@ -1,5 +1,6 @@
 """Modes that use a trained run: mode=evaluate, predict and export."""
 
+import gzip
 import json
 import os
 import re
@@ -12,13 +13,16 @@ import pytest
 import tensorflow.compat.v1 as tf
 import test_cifar10
 import test_pretrained
+from conftest import write_images, write_labels
 from helpers import TINY, curves, main, read, trained_parts
 from PIL import Image
 from test_image_folder import TINY_FOLDER, shapes  # noqa: F401
 
 import cifar10
 import Densenet
-from support import UserError, image_folder, pretrained
+import mnist_loader
+from support import UserError, image_folder, modes, pretrained
+from support.file_reading import find
 
 SERVE = """
 import sys
@@ -118,17 +122,26 @@ def test_evaluate(run, capsys):
 
 @MNIST
 def test_other_data_are_evaluated_and_marked(run, capsys):
-    """The test images of the other data are the run's training images."""
+    """The test images of the other data are the run's training images, and images that it has not seen."""
     other = os.path.join("other", "mnist")
     shutil.copytree(os.path.join(run["data_dir"], "mnist"), other)
     for name in os.listdir(other):
         if name.startswith("t10k"):
             shutil.copy(os.path.join(other, name.replace("t10k", "train")), os.path.join(other, name))
+    path = find(["t10k-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte"], [other])
+    opened = gzip.open if path.endswith(".gz") else open
+    with opened(path, "rb") as file:
+        content = bytearray(file.read())
+    for image in range(20):
+        content[16 + 28 * 28 * image] ^= 255
+    with opened(path, "wb") as file:
+        file.write(bytes(content))
     before = Densenet.evaluate(**run)
     content = Densenet.evaluate(**dict(run, data_dir="other"))
     output = capsys.readouterr().out
-    assert content["images"] == 330 and content["data_dir"] == os.path.abspath("other")
-    assert "other holds other data than model/mnist-mine was trained on: 330 images are evaluated" in output
+    assert content["images"] == 20 and content["data_dir"] == os.path.abspath("other")
+    assert ("other holds other data than model/mnist-mine was trained on: 20 images are evaluated, 310 that it was "
+            "trained on or chosen by are left out") in output
     assert "on other data than the run's: accuracy " in output
     assert read("model/mnist-mine/evaluation_of_other.json") == content
     assert read("model/mnist-mine/evaluation.json") == before
@@ -214,13 +227,17 @@ def test_images_of_other_splits_that_the_weights_at_the_start_have_seen_are_said
 
 
 def test_what_weights_brought_stays_with_the_run(pets, capsys):
-    """Earlier versions did not bring crop_area. The images of the second run have another scale."""
+    """Earlier versions brought no crop_area and recorded no `weights_of`. The images of the second have another scale.
+    """
     source = "model/%s/settings.json" % pets["run_name"]
     given = dict(TINY_FOLDER, data_dir="pets", total_epochs=1, weights=pets["run_name"])
     del given["image_size"]
     Densenet.train(**given)
     (run,) = set(os.listdir("model")) - {pets["run_name"]}
-    assert read("model/%s/settings.json" % run)["crop_area"] == 1.0
+    recorded = read("model/%s/settings.json" % run)
+    assert recorded["crop_area"] == 1.0 and recorded.pop("weights_of")
+    with open("model/%s/settings.json" % run, "w") as file:
+        json.dump(recorded, file)
     settings = dict(read(source), crop_area=0.5)
     settings["data"]["pixel_range"] = [0.0, 1000.0]
     with open(source, "w") as file:
@@ -349,6 +366,8 @@ def test_impossible_requests_get_one_sentence(run, capsys):
             (["mode=predict"], "name files or folders"),
             (["mode=predict", "images=nothing"], "there are no files in nothing"),
             (["mode=predict", "images=a.png", "growth_k=7"], "was trained with growth_k=4, not 7"),
+            (["mode=predict", "images=a.png", "network=densenet_121"], "was trained with "),
+            (["mode=evaluate", "network=densenet_40_12"], "was trained with "),
             (["mode=export", "checkpoint=dense.ckpt-99"], "there is no checkpoint dense.ckpt-99: this run has"),
             (["mode=export", "run_name=none"],
              "there is no trained run model/none: set run_name to one of those in model (cifar10-mine, folder-mine, "
@@ -379,6 +398,88 @@ def test_a_checkpoint_with_another_name_can_be_used(run):
     assert Densenet.evaluate(checkpoint="backup/final", **run)["accuracy"] == read(
         "model/%s/result.json" % run["run_name"])["test_accuracy"]
     assert Densenet.export(checkpoint="backup/final", **run)[1] == "export/%s/12.pb" % run["run_name"]
+
+
+@MNIST
+def test_a_checkpoint_of_a_run_with_other_classes_is_refused(run):
+    other = shutil.copytree("model/" + run["run_name"], "model/other")
+    settings = read(other + "/settings.json")
+    settings["data"]["class_names"] = settings["data"]["class_names"][::-1]
+    with open(other + "/settings.json", "w") as file:
+        json.dump(settings, file)
+    image_files(run["run_name"])
+    for checkpoint in ("model/other/dense.ckpt-12", tf.train.latest_checkpoint("model/other/best")):
+        with pytest.raises(UserError, match="is of the run in .*other, whose classes are 9, 8, .* set run_name to"):
+            Densenet.predict(images="images", checkpoint=checkpoint, **run)
+    assert Densenet.predict(images="images", run_name="other")[0]["classes"][0] in "0123456789"
+
+
+@MNIST
+def test_other_data_with_some_of_the_classes_are_evaluated(run):
+    """IDX files with labels up to 9 stand for ten classes, of which only those that occur must be known."""
+    settings = read("model/%s/settings.json" % run["run_name"])
+    settings["data"]["class_names"] = ["A", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
+    with open("model/%s/settings.json" % run["run_name"], "w") as file:
+        json.dump(settings, file)
+    random = np.random.RandomState(0)
+    os.makedirs("other")
+    for name, count in zip(list(mnist_loader.FILES)[::2], (60, 12)):
+        write_images(os.path.join("other", name), random.randint(0, 256, (count, 28, 28)).astype(np.uint8))
+    for name, count in zip(list(mnist_loader.FILES)[1::2], (60, 12)):
+        write_labels(os.path.join("other", name), np.resize([1, 2, 9], count))
+    content = Densenet.evaluate(**dict(run, data_dir="other"))
+    assert content["images"] == 12 and np.sum(content["confusion_matrix"], 1).tolist() == [0, 4, 4, 0, 0, 0, 0, 0, 0, 4]
+
+
+@MNIST
+def test_predict_says_that_it_does_not_read_other_data(run, capsys):
+    image_files(run["run_name"])
+    Densenet.predict(images="images", **run)
+    assert "was trained on the images in" not in capsys.readouterr().out
+    Densenet.predict(images="images", data_dir="images", run_name=run["run_name"])
+    assert "was trained on the images in %s: mode=predict does not read data_dir=images" % os.path.abspath(
+        run["data_dir"]) in capsys.readouterr().out
+
+
+@MNIST
+def test_a_result_is_said_before_anything_is_written(run, capsys, monkeypatch):
+    """A run on a disk that cannot be written is evaluated."""
+    def full(*_):
+        raise UserError("no room")
+
+    monkeypatch.setattr(modes, "log_evaluation", full)
+    with pytest.raises(UserError, match="no room"):
+        Densenet.evaluate(**run)
+    assert re.search(r"\ntest accuracy \d+\.\d\d%, .*loss \d", capsys.readouterr().out)
+
+
+def test_other_splits_of_the_same_images_are_other_data(pets, capsys):
+    """As where an earlier version drew the test images among other files. The fingerprint does not show it."""
+    path = "model/%s/seen_images.npy" % pets["run_name"]
+    seen = np.load(path)
+    np.save(path, seen[1:])
+    content = Densenet.evaluate(**pets)
+    assert "on other data than the run's" in capsys.readouterr().out and "data_dir" in content
+    with pytest.raises(UserError, match="a run on other data .other images, as many, are for training"):
+        Densenet.train(**dict(TINY_FOLDER, data_dir="pets", total_epochs=2))
+    assert np.load(path).tolist() == seen[1:].tolist()
+
+
+def test_a_run_remembers_that_it_used_truncated_images(folder):
+    random = np.random.RandomState(0)
+    for name in "ab":
+        os.makedirs("pets/" + name)
+        for number in range(18):
+            path = "pets/%s/%d.png" % (name, number)
+            Image.fromarray(random.randint(0, 256, (32, 32, 3)).astype(np.uint8)).save(path)
+            if number % 3 == 0:
+                os.truncate(path, os.path.getsize(path) * 3 // 4)
+    Densenet.train(**dict(TINY_FOLDER, data_dir="pets", total_epochs=1, validation_size=4, truncated_images=True,
+                          run_name="cut"))
+    content = Densenet.evaluate(run_name="cut")
+    assert content["images"] == read("model/cut/settings.json")["data"]["test"] and "data_dir" not in content
+    with pytest.raises(UserError, match="truncated_images: True, now not recorded"):
+        Densenet.train(**dict(TINY_FOLDER, data_dir="pets", total_epochs=1, validation_size=4, run_name="cut"))
 
 
 @MNIST

@@ -216,6 +216,21 @@ def test_answers_replace_no_other_file(run, name, content):  # noqa: F811
 
 
 @MNIST
+def test_answers_are_kept_where_there_are_no_new_ones(run, monkeypatch):  # noqa: F811
+    image_files(run["run_name"])
+    answers = Densenet.predict(images="images", json="answers.json", **run)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction, "_answers", interrupted)
+    for arguments, error in (({}, KeyboardInterrupt), ({"checkpoint": "dense.ckpt-99"}, UserError)):
+        with pytest.raises(error):
+            Densenet.predict(images="images", json="answers.json", **dict(run, **arguments))
+        assert read("answers.json") == answers and not os.path.exists("answers.json.new")
+
+
+@MNIST
 def test_heat_maps_replace_earlier_ones_and_nothing_else(run):  # noqa: F811
     image_files(run["run_name"])
     os.makedirs("maps")

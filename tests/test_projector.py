@@ -50,7 +50,7 @@ class Served:
 
 
 def logged(evaluation, images, step=6, log_dir="logs"):
-    run = RunLogs(log_dir, "run")
+    run = RunLogs(log_dir, "run", "model/run")
     run.open(step, tf.Graph(), {})
     run.evaluation("test", step, evaluation, images, NAMES)
     run.close()

@@ -1,12 +1,13 @@
 """The run directory: lock, settings and files."""
 
+import errno
 import os
 
 import pytest
 
 import Densenet
 from support import UserError
-from support.run_directory import RunDirectory, of_earlier_versions, write_json
+from support.run_directory import RunDirectory, check_writable, of_earlier_versions, replace_file, write_json
 
 
 def test_settings_are_kept_and_compared(tmp_path):
@@ -33,6 +34,32 @@ def test_the_error_names_a_file_that_cannot_be_written(tmp_path):
     with RunDirectory(str(tmp_path), {}) as directory:
         with pytest.raises(UserError, match="cannot write .*gone"):
             directory.write_json("gone/result.json", {})
+
+
+def test_a_file_that_was_written_in_part_is_removed(tmp_path):
+    path = str(tmp_path / "answers.json")
+    replace_file(path, lambda file: file.write(b"[1]"))
+
+    def write(file):
+        file.write(b"[")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError):
+        replace_file(path, write)
+    assert os.listdir(str(tmp_path)) == ["answers.json"] and (tmp_path / "answers.json").read_bytes() == b"[1]"
+
+
+def test_whether_a_file_can_be_written_is_found_out_without_changing_it(tmp_path):
+    path = tmp_path / "answers.json"
+    check_writable(str(path), "json")
+    assert os.listdir(str(tmp_path)) == []
+    path.write_bytes(b"[1]")
+    check_writable(str(path), "json")
+    os.symlink(str(path), str(tmp_path / "link"))
+    check_writable(str(tmp_path / "link"), "json")
+    assert sorted(os.listdir(str(tmp_path))) == ["answers.json", "link"] and path.read_bytes() == b"[1]"
+    with pytest.raises(UserError, match="cannot write .*nowhere/a.json .No such file or directory.: .*set json"):
+        check_writable(str(tmp_path / "nowhere" / "a.json"), "json")
 
 
 def test_invalid_json_files_are_ignored(tmp_path):

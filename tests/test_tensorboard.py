@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_a_run_has_three_entries_and_each_has_scalars(logs):
 
 def logged(log_dir, split_of_steps, graph=None, begin=0):
     """Logs an Evaluation of each (step, split), as a run of two hyperparameters does."""
-    run = RunLogs(log_dir, "run")
+    run = RunLogs(log_dir, "run", "model/run")
     run.open(begin, graph or tf.Graph(), {"growth_k": 4, "flip": True})
     for step, split in split_of_steps:
         run.evaluation(split, step, FOUND, np.zeros((5, 4, 4, 1), np.uint8), NAMES)
@@ -67,12 +68,37 @@ def logged(log_dir, split_of_steps, graph=None, begin=0):
 
 
 def test_top_5_accuracy_is_a_curve_where_it_is_counted(folder):
-    run = RunLogs("logs", "run")
+    run = RunLogs("logs", "run", "model/run")
     run.open(0, tf.Graph(), {})
     run.evaluation("test", 6, dataclasses.replace(FOUND, in_top_5=9), np.zeros((5, 4, 4, 1), np.uint8), NAMES)
     run.close()
     found = curves("logs/run/ev*")
     assert found["top_5_accuracy"] == {6: 0.75} and found["balanced_accuracy"] == {6: 0.75}
+
+
+def test_the_logs_of_another_run_are_not_taken_over(folder):
+    """Runs in two folders of runs may have one name."""
+    for name in ("first", "second"):
+        os.makedirs(name + "/run")
+        with open(name + "/run/settings.json", "w"):
+            pass
+
+    def opened(log_dir, directory):
+        run = RunLogs(log_dir, "run", directory)
+        try:
+            run.open(0, tf.Graph(), {})
+        finally:
+            run.close()
+
+    opened("logs", "first/run")
+    for _ in range(2):
+        with pytest.raises(UserError, match="^logs/run/ holds the logs of the run .*first/run: set log_dir or"):
+            opened("logs", "second/run")
+    opened("logs", "first/run")
+    shutil.copytree("logs", "copies")
+    opened("copies", "second/run")
+    os.rename("first", "moved")
+    opened("logs", "moved/run")
 
 
 def test_without_validation_there_is_no_empty_entry(folder):

@@ -30,6 +30,7 @@ from helpers import (
     weights_of,
 )
 from test_evaluation import from_matrix
+from test_image_folder import plain_images
 
 import cifar10
 import Densenet
@@ -276,6 +277,29 @@ def test_another_run_in_the_directory_is_refused(tiny_mnist, folder):
     with pytest.raises(UserError, match="other settings .*validation_size was 30.*training images: 300, now 40"):
         Densenet.train(**dict(options, data_dir=other, validation_size=5, batch_size=5))
     assert_equal_weights(before, weights_of("model/mine", 6))
+
+
+@pytest.mark.parametrize("name", ["log_dir", "model_dir"])
+def test_nothing_is_written_among_the_images(folder, name):
+    for label in "ab":
+        plain_images(os.path.join("pets", label), 9)
+    with pytest.raises(UserError, match="among the images, into ./pets: set %s to another folder" % name):
+        Densenet.train(dataset="folder", data_dir="pets", run_name="pets", image_size=16, blocks=(1, 1), **{name: "."})
+    assert sorted(os.listdir("pets")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("checkpoint", ["", "dense.ckpt-6"])
+def test_weights_of_another_run_of_that_name_are_refused(tiny_mnist, folder, checkpoint):
+    for seed, place in enumerate(("first", "second")):
+        Densenet.train(model_dir=place, log_dir="logs_of_" + place, run_name="run", seed=seed, data_dir=tiny_mnist,
+                       **dict(TINY, total_epochs=1))
+    given = dict(data_dir=tiny_mnist, validation_size=30, batch_size=50, total_epochs=1, run_name="tuned")
+    Densenet.train(weights=os.path.join("first", "run", checkpoint), **given)
+    with pytest.raises(UserError, match="weights=.* is another run of that name now"):
+        Densenet.train(weights=os.path.join("second", "run", checkpoint), **given)
+    shutil.rmtree("second")
+    shutil.move("first", "second")
+    assert Densenet.train(weights=os.path.join("second", "run", checkpoint), **given)["epochs"] == 1
 
 
 def test_a_nan_loss_stops_the_run(tiny_mnist, folder, monkeypatch):
