@@ -18,7 +18,8 @@ SPLITS = ("train", "validation", "test")
 # How messages call the parts of a data set's fingerprint
 FACTS = {"train": "number of training images", "validation": "number of validation images",
          "test": "number of test images", "crc32": "contents of the images", "image_shape": "size of the images",
-         "class_names": "names of the classes"}
+         "class_names": "names of the classes",
+         "skipped": "files that cannot be read, among which earlier versions drew test images, too"}
 CHUNK_PIXELS = 2 ** 22  # of the images that a thread reads at once
 
 
@@ -47,6 +48,7 @@ class DataSet:
         pixel_range: the scale (low, high) of the images with more than 8 bits; see `support.image_reading.to_bytes`.
             None: there are no such images.
         truncated_images: whether the readable part of truncated files was used.
+        skipped: where the test images were drawn among readable files, the number of the others; None elsewhere.
         digests: {"train", "validation", "test": a 64-bit digest of each image, uint64 [N]}, by which equal images are
             found.
     """
@@ -62,6 +64,7 @@ class DataSet:
     checksum: int = None
     pixel_range: tuple = None
     truncated_images: bool = False
+    skipped: int = None
     digests: dict = None
 
     @property
@@ -80,6 +83,8 @@ class DataSet:
                  "image_shape": list(self.image_shape), "class_names": list(self.class_names)}
         if self.truncated_images:
             found["truncated_images"] = True
+        if self.skipped is not None:
+            found["skipped"] = self.skipped
         return found if self.pixel_range is None else dict(found, pixel_range=list(self.pixel_range))
 
 
@@ -105,17 +110,21 @@ def say_repeated(data):
     several = np.flatnonzero((least < most)[image])
     if len(several):
         names = sorted({data.class_names[label] for label in labels[image == image[several[0]]]})
-        say("%d images are copies of an image of another class, such as one in %s: nothing can tell these apart, keep "
-            "each in one class" % (len(several), " and ".join(names)))
+        say("%d images are copies of an image of another class, such as one in %s: nothing can tell these apart%s"
+            % (len(several), " and ".join(names), ", keep each in one class" if data.name == "folder" else ""))
 
 
 def same_data(first, second):
     """Whether two fingerprints are of the same images in the same splits.
 
     A pixel range that only one of them has does not count: earlier versions did not record it, and the checksum is that
-    of the scaled pixels.
+    of the scaled pixels, as of those of truncated files. Files that cannot be read count only for earlier versions,
+    which did not record their number, because they chose the test images among all files.
     """
-    names = (set(first) | set(second)) - {"truncated_images"}  # the checksum is that of the pixels that are used
+    skipped = [found.get("skipped") for found in (first, second)]
+    if None in skipped and any(skipped):
+        return False
+    names = (set(first) | set(second)) - {"truncated_images", "skipped"}
     if "pixel_range" not in set(first) & set(second):
         names.discard("pixel_range")
     return all(first.get(name) == second.get(name) for name in names)
@@ -133,7 +142,8 @@ def data_set(name, train, test, class_names, validation_size, black_border, chec
         validation_size: number of images, or a share of the training split (below 1).
         class_names: a name for each label.
         black_border: True: images are padded with black, as around a digit; False: with the mean pixel.
-        checksum: CRC-32 of all images. None: `DataSet.fingerprint` computes it from the images.
+        checksum: CRC-32 of all images. None: `DataSet.fingerprint` computes it from the images. Where it is given, the
+            caller sets `digests`.
         validation: the validation split. None: it is taken from `train`, by validation_size, which is else not used.
     Raises:
         DataError: there are no training images, or the validation split would leave none.
@@ -150,10 +160,14 @@ def data_set(name, train, test, class_names, validation_size, black_border, chec
     border = -mean / deviation if black_border else np.zeros_like(mean)
     data = DataSet(name, Split(kept_images, train.labels[kept]), validation, test, tuple(class_names),
                    mean, deviation, border, checksum)
-    if isinstance(train.images, np.ndarray):
-        data.digests = {split: np.frombuffer(b"".join(map(digest_of, getattr(data, split).images)), "<u8")
-                        for split in SPLITS}
+    if checksum is None:
+        data.digests = {split: _digests(getattr(data, split).images) for split in SPLITS}
     return data
+
+
+def _digests(images):
+    chunks = (np.ascontiguousarray(images[start:start + 1024]) for start in range(0, len(images), 1024))
+    return np.frombuffer(b"".join(digest_of(image) for chunk in chunks for image in chunk), "<u8")
 
 
 def digest_of(image):

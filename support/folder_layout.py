@@ -95,7 +95,7 @@ def layout_of(data_dir, excluded=(), evaluated=False):
                 flat[os.path.relpath(roles.pop(role).path, root.path)] = role
         _note_unused(root, flat, others, notes)
     elif evaluated and roles and not flat and not others:
-        train = roles.pop(sorted(roles)[0])
+        train = roles.pop(sorted(roles)[-1])
     else:
         train = _classes_beside(root, roles, flat, others, notes)
     names = sorted(set(train.holding).union(*(folder.holding for folder in roles.values()))) if evaluated else (
@@ -361,8 +361,8 @@ def _note_unused(root, flat, others, notes):
     """Notes what is unused beside a training folder."""
     if flat:
         paths = [*map(_shown, _paths(root, flat))]
-        notes.append("not used, for the images are not in folders of classes: %s; mode=predict images=%s classifies "
-                     "such images" % (_listing(paths), paths[0]))
+        notes.append("not used, for the images are not in folders of these classes: %s; mode=predict images=%s "
+                     "classifies such images" % (_listing(paths), paths[0]))
     if others:
         notes.append("not used, for they are beside the training folder and not named as one for validation or test: %s"
                      % _listing(_paths(root, others)))

@@ -25,7 +25,7 @@ from support.run_directory import fcntl
 CHANNELS = 3
 CACHE_VERSION = 3  # of the content of the cache. A cache of another version is not used
 TEST_SHARE = 1 / 6  # of each class's images, if there is no test folder
-SAMPLE = 4096  # bytes
+SAMPLE = 4096  # bytes of a file
 LISTED = 10  # maximum number of unreadable files that the terminal lists
 CROP_MARGIN = 8 / 7  # for random crops, images are stored larger than image_size by this factor, 256/224
 SUMMARIES = {ORIENTATION_UNKNOWN: "files with unreadable EXIF data, whose orientation is unknown: %d",
@@ -79,6 +79,7 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
                     checksum=int(index["checksum"]), validation=splits["validation"] if given else None)
     data.pixel_range = tuple(index["pixel_range"].tolist()) or None
     data.truncated_images = truncated
+    data.skipped = len(index["skipped"]) if layout.test_is_drawn else None
     data.digests = {split: index["digests"][getattr(data, split).images.rows] for split in SPLITS}
     if not evaluated:
         _check_splits(data, data_dir, given, not layout.test_is_drawn)
@@ -111,11 +112,8 @@ def _with_drawn_test(splits, labels):
 def _cache(files, side, data_dir, cache_dir, pixel_range, truncated):
     """The cache of these files, a folder in cache_dir, into which they are decoded if it is not there."""
     digest = hashlib.sha256(repr((CACHE_VERSION, pixel_range and tuple(map(float, pixel_range)), truncated)).encode())
-    facts = [_facts(path) for path, _, _ in files]
-    count = collections.Counter(facts)
-    for (path, label, split), its in zip(files, facts):
-        known = os.path.relpath(path, data_dir), label, split, its, _sample(path) if count[its] > 1 else b""
-        digest.update(repr(known).encode("utf-8", "surrogateescape"))
+    for (path, label, split), facts in zip(files, _facts([path for path, _, _ in files])):
+        digest.update(repr((os.path.relpath(path, data_dir), label, split, facts)).encode("utf-8", "surrogateescape"))
     name = "%s-%dpx-%s" % (os.path.basename(os.path.abspath(data_dir)), side, digest.hexdigest()[:12])
     cache = os.path.join(cache_dir, name)
     try:
@@ -267,26 +265,32 @@ def random_boxes(count, crop_area, random):
     return np.stack([left, top, left + width, top + height], 1).astype(np.float32)
 
 
-def _facts(path):
-    """Returns (size, modification time, time of unpacking or copying) of a file; None if they cannot be read.
+def _facts(paths):
+    """Returns for each file the tuple by which a change of it is detected; empty if it cannot be read.
 
-    A change is detected by them. Files from archives often have the modification time in common.
+    It has size and modification time. The files of an archive may have these in common: then also the time of
+    unpacking, and where that is the same, too, some bytes.
     """
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    def stat(path):
+        try:
+            found = os.stat(path)
+        except OSError:
+            return ()
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
+    def sample(path):
+        try:
+            with open(path, "rb") as file:
+                file.seek(os.path.getsize(path) // 2)
+                return (file.read(SAMPLE),)
+        except OSError:
+            return ()
 
-def _sample(path):
-    """Returns bytes from the middle of a file, to tell it from another one that was unpacked in the same moment."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(os.path.getsize(path) // 2)
-            return file.read(SAMPLE)
-    except OSError:
-        return b""
+    found = [stat(path) for path in paths]
+    alike, common = collections.Counter(found), collections.Counter(its[:2] for its in found)
+    unclear = [path for path, its in zip(paths, found) if alike[its] > 1]
+    samples = dict(zip(unclear, mapped_by_threads(sample, unclear, ahead=1024)))
+    return [(its if common[its[:2]] > 1 else its[:2]) + samples.get(path, ()) for path, its in zip(paths, found)]
 
 
 def _decode(files, side, data_dir, cache, pixel_range, truncated):

@@ -118,13 +118,16 @@ def trained_network(choose, arguments=(), **overrides):
     data_dir = recorded.pop("data_dir", None)
     trained_with = of_earlier_versions(recorded)
     weights = trained_with.pop("weights")
-    # Standard data sets are sought where they usually are, if the run's folder is of another machine.
-    kept = data_dir and (os.path.isdir(data_dir) or recorded.get("dataset") == "folder")
+    # Standard data sets are sought where they usually are, if the recorded folder is not here or cannot be a setting.
+    kept = data_dir and (recorded.get("dataset") == "folder" or os.path.isdir(data_dir) and data_dir.isprintable())
     where = {"data_dir": data_dir} if kept and "data_dir" not in config.given else {}
     trained = choose(**dict(config.given, **dict(trained_with, run_name=os.path.basename(directory.path), weights="",
                                                  **where)))
-    parts = NETWORKS.get(config.network, {}) if "network" in config.given else ()
-    for name in (set(config.given) | set(parts)) & set(trained_with):
+    if "network" in config.given and config.network != recorded.get("network"):
+        parts = (set(NETWORKS.get(config.network, ())) & set(trained_with)) - set(config.given)
+        if any(getattr(config, name) != getattr(trained, name) for name in parts):
+            _refuse(directory, "network", recorded.get("network"), config.network)
+    for name in set(config.given) & set(trained_with):
         given = getattr(config, name)
         if given != getattr(trained, name) and given != "auto":
             _refuse(directory, name, getattr(trained, name), given)
@@ -226,8 +229,8 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     say("%s %s, loss %.4f, of %s (%s)" % (which, evaluation.accuracies(balanced_is_asked_for(config)), evaluation.loss,
                                           used, os.path.join(directory.path, file)))
     if is_own:  # what follows may fail where nothing can be written
-        log_evaluation(config.log_dir, config.run_name, trained.step, evaluation, data.test.images, data.class_names,
-                       reuse)
+        log_evaluation(config.log_dir, config.run_name, directory.path, trained.step, evaluation, data.test.images,
+                       data.class_names, reuse)
     directory.create()
     write_reuse_picture(directory, reuse)
     if directory.read_json(file) not in (None, content):
@@ -249,8 +252,11 @@ def _as_other_data(data, trained):
     known = facts["class_names"]
     if facts.get("class_ids") and set(data.class_names) <= set(facts["class_ids"]):
         known = facts["class_ids"]  # a folder that is arranged by ImageNet's ids
-    occurring = np.unique(np.concatenate([getattr(data, split).labels for split in SPLITS]))
-    unknown = sorted({data.class_names[label] for label in occurring} - set(known))
+    test, digests = data.test, data.digests["test"]
+    if data.name == "folder":  # all its images
+        test = image_folder.joined([getattr(data, split) for split in SPLITS])
+        digests = np.concatenate([data.digests[split] for split in SPLITS])
+    unknown = sorted({data.class_names[label] for label in np.unique(test.labels)} - set(known))
     if unknown and trained.weights is not None:
         raise UserError("%s has the class %s, and %s tells apart %s%s: name the folders of images after these" % (
             data_dir, unknown[0], trained.weights.source, shortened(known),
@@ -261,10 +267,6 @@ def _as_other_data(data, trained):
     if list(data.image_shape) != facts["image_shape"]:
         raise UserError("the images in %s have the shape %s, those of %s %s: set data_dir to images of that shape" % (
             data_dir, "x".join(map(str, data.image_shape)), directory.path, "x".join(map(str, facts["image_shape"]))))
-    test, digests = data.test, data.digests["test"]
-    if data.name == "folder":  # all its images
-        test = image_folder.joined([getattr(data, split) for split in SPLITS])
-        digests = np.concatenate([data.digests[split] for split in SPLITS])
     seen = directory.seen_images()
     if seen is None and trained.weights is None:
         say("%s did not record its training images: those in %s cannot be left out, and with any of them the accuracy "

@@ -19,6 +19,7 @@ except ImportError:  # Windows: no lock between processes
     fcntl = None
 
 CHECKPOINT = "dense.ckpt"
+AS_PATHS = {"encoding": "utf-8", "errors": "surrogateescape"}  # of text files that hold paths, which may be any bytes
 FOLDER_ONLY = ("image_size", "crop_area")  # settings without effect on data sets whose images have their own size
 WEIGHTS_OF = "weights_of"  # recorded beside the settings: which run `weights` names, by a digest of its settings
 SEEN_IMAGES = "seen_images.npy"  # digests of the training and validation images, uint64
@@ -45,7 +46,7 @@ def locked(folder, name="lock"):
         UserError: another process has locked the folder.
         OSError: the file cannot be written.
     """
-    lock = open(os.path.join(folder, name), "a+")
+    lock = open(os.path.join(folder, name), "a+", **AS_PATHS)
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,10 +215,10 @@ def write_json(path, content, setting):
 def check_writable(path, setting):
     """Raises UserError, as `write_json` does, if a file cannot be written. Changes nothing, and leaves no new file."""
     try:
-        if not _is_written_in_place(path):
-            tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
-        elif os.path.isfile(path):  # not a pipe, which a reader would see closed
+        if os.path.isdir(path) or (os.path.isfile(path) and os.path.islink(path)):
             open(path, "ab").close()
+        elif os.path.isfile(path) or not os.path.exists(path):  # no pipe, which a reader would see closed
+            tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))).close()
     except OSError as error:
         raise _cannot_write_file(path, error, setting) from None
 
@@ -241,7 +242,7 @@ def of_earlier_versions(recorded):
     """The identifying settings of a run as this version compares them, from settings.json of any version.
 
     Earlier versions wrote null for what was derived or did not apply, and nothing of settings that they did not have.
-    The network's name is left out: its parts count. So is what is recorded beside the settings, but the data.
+    The network's name is left out: its parts count. Also left out is which run `weights` named.
     """
     instead = {"validation_size": 0.1, "transition_channels": 0, "stem_channels": 0}
     found = dict(UNRECORDED, **{name: instead.get(name) if value is None else value
@@ -260,7 +261,7 @@ def _differences(before, now):
     differing = ["%s was %s, now %s" % (name, _shown(before.get(name)), _shown(now.get(name)))
                  for name in sorted(set(before) | set(now)) if before.get(name) != now.get(name)]
     if None not in starts and starts[0] != starts[1]:
-        differing.append("weights=%s is another run of that name now" % now["weights"])
+        differing.append("weights=%s is another run of that name now, and the earlier one is needed" % now["weights"])
     of_data = []
     if data[0] == data[1] or None not in data and same_data(*data):
         return differing, of_data

@@ -17,10 +17,11 @@ from tensorflow.python.client.timeline import Timeline
 
 from support import UserError, pictures, say
 from support.projector import write_projector
-from support.run_directory import locked
+from support.run_directory import AS_PATHS, locked
 from support.settings import shown
 
 BUCKETS = 30  # of a histogram, as many as TensorBoard draws
+LOCK = "lock_of_logs"  # in the folder of the run. Not `lock`: log_dir may be the model_dir
 FOLDERS = {"train": "train", "validation": "validation", "test": ""}  # of each split, in the folder of the run
 # The HParams tab shows the metrics after the hyperparameters, of which it shows the first five until asked for more,
 # or those five that are declared as differing.
@@ -62,18 +63,20 @@ def reuse_summary(reuse):
     return picture_summary({"feature_reuse/" + scope: drawn for scope, drawn in pictures.reuse_pictures(reuse).items()})
 
 
-def log_evaluation(log_dir, run_name, step, evaluation, images, class_names, reuse=None):
+def log_evaluation(log_dir, run_name, directory, step, evaluation, images, class_names, reuse=None):
     """Writes the pictures and the embedding of an evaluation to where training writes those of its test.
 
     Args:
         log_dir, run_name: the settings of these names.
+        directory: that of the run's checkpoints.
         step: the training step of the evaluated weights.
         evaluation, images, class_names: as of `support.pictures.pictures_of`.
         reuse: what `support.explanations.feature_reuse` found in the evaluated weights; None: not computed.
     Raises:
-        UserError: they cannot be written.
+        UserError: they cannot be written, or the folder holds the logs of another run.
     """
     folder = os.path.join(log_dir, run_name, FOLDERS["test"])
+    _check_owner(os.path.join(log_dir, run_name), directory)
     try:
         os.makedirs(folder, exist_ok=True)
         file = EventFile(folder)
@@ -173,7 +176,7 @@ class RunLogs:
     """
 
     def __init__(self, log_dir, run_name, directory):
-        self.log_dir, self._directory = log_dir, os.path.realpath(directory)
+        self.log_dir, self._directory = log_dir, directory
         self.folder = os.path.join(log_dir, run_name, "")
         self.problem = None
         self._files = {}  # of each split
@@ -206,22 +209,11 @@ class RunLogs:
 
     def _take_folder(self):
         """Locks the folder, which a run of the same name in another model_dir may have."""
-        path = os.path.join(self.folder, "lock_of_logs")  # not `lock`: log_dir may be the model_dir
-        before = []
-        if os.path.exists(path):
-            with open(path) as file:
-                before = file.read().splitlines()
-        self._lock = locked(self.folder, os.path.basename(path))
-        own = [self._directory, os.path.realpath(self.folder)]
-        # What was copied or moved with its logs names another folder of logs, or a run that is no longer there.
-        others = before[2:] == own[1:] and before[1] != own[0] and os.path.exists(
-            os.path.join(before[1], "settings.json"))
-        for line in before[1:] if others else own:
-            self._lock.write(line + "\n")
+        _check_owner(self.folder, self._directory)
+        self._lock = locked(self.folder, LOCK)
+        for path in (self._directory, self.folder):
+            self._lock.write(os.path.realpath(path) + "\n")
         self._lock.flush()
-        if others:
-            raise UserError("%s holds the logs of the run %s: set log_dir or run_name to another name"
-                            % (self.folder, before[1]))
 
     def close(self):
         """Closes the files and gives up the folder."""
@@ -327,6 +319,21 @@ def _declared(name, value):
     if name in FIRST_HYPERPARAMETERS and hasattr(info, "differs"):  # not in TensorBoard 1.15
         info.differs = True
     return info
+
+
+def _check_owner(folder, directory):
+    """Raises UserError if a folder of logs is of another run than that in `directory`, by the lines of its LOCK.
+
+    What was copied or moved with its logs names another folder of logs there, or a run that is no longer there.
+    """
+    try:
+        with open(os.path.join(folder, LOCK), **AS_PATHS) as file:
+            owner, place = file.read().splitlines()[1:]
+    except (OSError, ValueError):  # there is none, or an earlier version wrote it
+        return
+    if place == os.path.realpath(folder) and owner != os.path.realpath(directory) and os.path.exists(
+            os.path.join(owner, "settings.json")):
+        raise UserError("%s holds the logs of the run %s: set log_dir or run_name to another name" % (folder, owner))
 
 
 def _cannot_write(folder, error):

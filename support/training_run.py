@@ -216,11 +216,16 @@ class TrainingRun:
         """The step to go on from. Starts the reports, or where the run is finished, says so and sets `finished`.
 
         Raises:
-            UserError: `total_epochs` are too few, as in `_is_finished`; or the logs cannot be written.
+            UserError: `total_epochs` are too few, as in `_is_finished`; the run's splits were others; the logs cannot
+                be written or are of another run.
         """
         step = int(sess.run(self._net.global_step))
         if self._is_finished(sess, step):
             return self.total_steps
+        other = bool(step) and self.cluster.is_chief and not self._directory.has_seen(self.data)
+        if self.cluster.total(sess, [other])[0]:  # in every worker
+            raise UserError("%s holds a run on other data (as many images, but other ones for training, validation and "
+                            "testing): set run_name to another name to train on these" % self._folder)
         if self.cluster.is_chief:
             self._begin_reports(sess, step)
         self._last_save = self._epoch_started = time.monotonic()
@@ -271,9 +276,6 @@ class TrainingRun:
 
     def _begin_reports(self, sess, step):
         config = self.config
-        if step and not self._directory.has_seen(self.data):
-            raise UserError("%s holds a run on other data (other images, as many, are for training, for validation "
-                            "and for testing): set run_name to another name to train on these" % self._folder)
         self._progress = Progress(self.steps_per_epoch, config.total_epochs)
         self._logs = RunLogs(config.log_dir, config.run_name, self._folder)
         gpus = [device.name for device in sess.list_devices() if device.device_type == "GPU"]

@@ -431,6 +431,15 @@ def test_other_data_with_some_of_the_classes_are_evaluated(run):
     assert content["images"] == 12 and np.sum(content["confusion_matrix"], 1).tolist() == [0, 4, 4, 0, 0, 0, 0, 0, 0, 4]
 
 
+def test_a_network_may_be_named_as_in_training(pets):
+    """Its parts may have been changed: the command of the training, with another mode, selects the run."""
+    options = dict(dataset="folder", data_dir="pets", image_size=32, network="densenet_folder", run_name="named")
+    Densenet.train(blocks=(1, 1), growth_k=4, total_epochs=1, validation_size=20, batch_size=16, **options)
+    assert Densenet.evaluate(**options)["images"]
+    with pytest.raises(UserError, match="was trained with network=densenet_folder, not densenet_40_12: leave that out"):
+        Densenet.evaluate(**dict(options, network="densenet_40_12"))
+
+
 @MNIST
 def test_predict_says_that_it_does_not_read_other_data(run, capsys):
     image_files(run["run_name"])
@@ -453,6 +462,25 @@ def test_a_result_is_said_before_anything_is_written(run, capsys, monkeypatch):
     assert re.search(r"\ntest accuracy \d+\.\d\d%, .*loss \d", capsys.readouterr().out)
 
 
+def test_test_images_that_an_earlier_version_drew_among_all_files_are_not_the_runs(pets, capsys):
+    """It recorded neither how many files cannot be read nor, earlier still, the images that it was trained on."""
+    with open("pets/ring/notes.txt", "w"):
+        pass
+    assert "data_dir" not in Densenet.evaluate(**pets)  # the draw does not depend on it
+    path = "model/%s/settings.json" % pets["run_name"]
+    settings = read(path)
+    assert settings["data"].pop("skipped") is not None
+    with open(path, "w") as file:
+        json.dump(settings, file)
+    os.remove("model/%s/seen_images.npy" % pets["run_name"])
+    capsys.readouterr()
+    assert "data_dir" in Densenet.evaluate(**pets)
+    output = capsys.readouterr().out
+    assert "did not record its training images" in output and "on other data than the run's" in output
+    with pytest.raises(UserError, match="among which earlier versions drew test images, too: not recorded, now "):
+        Densenet.train(**dict(TINY_FOLDER, data_dir="pets", total_epochs=2))
+
+
 def test_other_splits_of_the_same_images_are_other_data(pets, capsys):
     """As where an earlier version drew the test images among other files. The fingerprint does not show it."""
     path = "model/%s/seen_images.npy" % pets["run_name"]
@@ -460,7 +488,7 @@ def test_other_splits_of_the_same_images_are_other_data(pets, capsys):
     np.save(path, seen[1:])
     content = Densenet.evaluate(**pets)
     assert "on other data than the run's" in capsys.readouterr().out and "data_dir" in content
-    with pytest.raises(UserError, match="a run on other data .other images, as many, are for training"):
+    with pytest.raises(UserError, match="a run on other data .as many images, but other ones for"):
         Densenet.train(**dict(TINY_FOLDER, data_dir="pets", total_epochs=2))
     assert np.load(path).tolist() == seen[1:].tolist()
 

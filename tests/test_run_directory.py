@@ -58,6 +58,10 @@ def test_whether_a_file_can_be_written_is_found_out_without_changing_it(tmp_path
     os.symlink(str(path), str(tmp_path / "link"))
     check_writable(str(tmp_path / "link"), "json")
     assert sorted(os.listdir(str(tmp_path))) == ["answers.json", "link"] and path.read_bytes() == b"[1]"
+    os.symlink(str(tmp_path / "nowhere" / "a.json"), str(tmp_path / "dangling"))
+    for place in (tmp_path, tmp_path / "dangling"):
+        with pytest.raises(UserError, match="cannot write .*: make room there, or set json"):
+            check_writable(str(place), "json")
     with pytest.raises(UserError, match="cannot write .*nowhere/a.json .No such file or directory.: .*set json"):
         check_writable(str(tmp_path / "nowhere" / "a.json"), "json")
 

@@ -94,6 +94,8 @@ def test_the_logs_of_another_run_are_not_taken_over(folder):
     for _ in range(2):
         with pytest.raises(UserError, match="^logs/run/ holds the logs of the run .*first/run: set log_dir or"):
             opened("logs", "second/run")
+        with pytest.raises(UserError, match="holds the logs of the run .*first/run"):
+            log_evaluation("logs", "run", "second/run", 4, FOUND, np.zeros((5, 4, 4, 1), np.uint8), NAMES)
     opened("logs", "first/run")
     shutil.copytree("logs", "copies")
     opened("copies", "second/run")
@@ -118,7 +120,8 @@ def test_what_a_killed_process_logged_after_the_checkpoint_is_marked_as_void(fol
 
 def test_a_later_evaluation_is_shown_where_the_test_of_training_is(folder):
     logged("logs", [(6, "test")])
-    log_evaluation("logs", "run", 4, FOUND, np.zeros((5, 4, 4, 1), np.uint8), NAMES, {"dense_final": np.eye(2)})
+    log_evaluation("logs", "run", "model/run", 4, FOUND, np.zeros((5, 4, 4, 1), np.uint8), NAMES,
+                   {"dense_final": np.eye(2)})
     assert set(entries("logs")) == {"run", "run/train"}
     assert sorted(step for step, _ in values("logs/run", "confusion_matrix")) == [4, 6]
     assert [step for step, _ in values("logs/run", "feature_reuse/dense_final")] == [4]
