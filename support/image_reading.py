@@ -4,11 +4,15 @@ import collections
 import io
 import os
 import re
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from support.prefetch import mapped_by_threads
+
+# Of images above 89 million pixels, which are the user's own. Pillow refuses twice as many.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 EARLIER_RANGES = ((0.0, 256.0), (0.0, 65536.0))  # of an image whose values are all at most 255, and of any other one
 ORIENTATION = 0x0112  # EXIF tag

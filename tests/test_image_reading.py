@@ -6,6 +6,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -576,3 +578,13 @@ def test_many_images_of_every_writer_are_read_as_they_are_shown(tmp_path, reques
     count = 1960 if request.config.getoption("--long") else 500
     fuzz(str(tmp_path / "image"), count, False, seed=int(os.environ.get("FUZZ_SEED", 2)))
     fuzz(str(tmp_path / "image"), 40, True, seed=3)
+
+
+def test_a_large_image_is_read_without_a_warning(tmp_path):
+    """In a process of its own: pytest has filters of its own for warnings."""
+    Image.new("RGB", (12, 12)).save(str(tmp_path / "large.png"))
+    script = ("import sys, PIL.Image, support.image_reading as reading; PIL.Image.MAX_IMAGE_PIXELS = 100; "
+              "print(reading.read_image(sys.argv[1], 4, 3).shape)")
+    found = subprocess.run([sys.executable, "-c", script, str(tmp_path / "large.png")], stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, cwd=ROOT)
+    assert found.stdout.strip() == b"(4, 4, 3)" and b"DecompressionBombWarning" not in found.stderr
