@@ -37,11 +37,16 @@ def replace_file(path, write):
         raise
 
 
-def locked(folder, name="lock"):
+def locked(folder, name="lock", lines=(), check=None):
     """Locks a folder for this process; returns the lock file, `name` in the folder.
 
     The lock ends when the returned file is closed or when the process ends, even if the process is killed.
 
+    Args:
+        folder, name: as above.
+        lines: what the file tells beside the number of the process.
+        check: a function of the `lines` of the process that had the lock before, which raises UserError to leave the
+            file as it is; None: any process may have the lock.
     Raises:
         UserError: another process has locked the folder.
         OSError: the file cannot be written.
@@ -58,8 +63,15 @@ def locked(folder, name="lock"):
                         % (folder, holder)) from None
     except OSError as error:  # some network file systems do not support locks
         say("%s cannot be locked (%s): do not train this run in two processes at once" % (folder, error.strerror))
+    lock.seek(0)
+    try:
+        if check is not None:
+            check(lock.read().splitlines()[1:])
+    except UserError:
+        lock.close()
+        raise
     lock.truncate(0)
-    lock.write("%d\n" % os.getpid())
+    lock.write("\n".join([str(os.getpid()), *lines, ""]))
     lock.flush()
     return lock
 

@@ -76,7 +76,10 @@ def log_evaluation(log_dir, run_name, directory, step, evaluation, images, class
         UserError: they cannot be written, or the folder holds the logs of another run.
     """
     folder = os.path.join(log_dir, run_name, FOLDERS["test"])
-    _check_owner(os.path.join(log_dir, run_name), directory)
+    lock = os.path.join(log_dir, run_name, LOCK)
+    if os.path.exists(lock):
+        with open(lock, **AS_PATHS) as file:
+            _check_owner(file.read().splitlines()[1:], os.path.dirname(lock), directory)
     try:
         os.makedirs(folder, exist_ok=True)
         file = EventFile(folder)
@@ -209,11 +212,8 @@ class RunLogs:
 
     def _take_folder(self):
         """Locks the folder, which a run of the same name in another model_dir may have."""
-        _check_owner(self.folder, self._directory)
-        self._lock = locked(self.folder, LOCK)
-        for path in (self._directory, self.folder):
-            self._lock.write(os.path.realpath(path) + "\n")
-        self._lock.flush()
+        self._lock = locked(self.folder, LOCK, [os.path.realpath(path) for path in (self._directory, self.folder)],
+                            lambda lines: _check_owner(lines, self.folder, self._directory))
 
     def close(self):
         """Closes the files and gives up the folder."""
@@ -321,16 +321,13 @@ def _declared(name, value):
     return info
 
 
-def _check_owner(folder, directory):
+def _check_owner(lines, folder, directory):
     """Raises UserError if a folder of logs is of another run than that in `directory`, by the lines of its LOCK.
 
-    What was copied or moved with its logs names another folder of logs there, or a run that is no longer there.
+    What was copied or moved with its logs names another folder of logs there, or a run that is no longer there. Earlier
+    versions wrote no lines.
     """
-    try:
-        with open(os.path.join(folder, LOCK), **AS_PATHS) as file:
-            owner, place = file.read().splitlines()[1:]
-    except (OSError, ValueError):  # there is none, or an earlier version wrote it
-        return
+    owner, place = lines if len(lines) == 2 else (None, None)
     if place == os.path.realpath(folder) and owner != os.path.realpath(directory) and os.path.exists(
             os.path.join(owner, "settings.json")):
         raise UserError("%s holds the logs of the run %s: set log_dir or run_name to another name" % (folder, owner))

@@ -426,7 +426,10 @@ def test_two_runs_cannot_write_the_same_logs(tiny_mnist, folder):
     finally:
         process.kill()
         process.communicate()
-    assert Densenet.train(command, model_dir="another", total_epochs=1)["epochs"] == 1  # the lock ends with its process
+    with pytest.raises(UserError, match="logs/mine/* holds the logs of the run .*model/mine: set log_dir or run_name"):
+        Densenet.train(command, model_dir="another", total_epochs=1)  # the lock ends with its process
+    shutil.rmtree("model")
+    assert Densenet.train(command, model_dir="another", total_epochs=1)["epochs"] == 1
 
 
 # ---- Parsers ----
