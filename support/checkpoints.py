@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf
 
 from support import UserError, say
 from support.file_reading import shortened
-from support.run_directory import CHECKPOINT, RunDirectory
+from support.run_directory import CHECKPOINT, RunDirectory, run_of
 from support.weight_average import averages_first
 
 LEAST_VALIDATION = 30  # images; fewer say nothing about which weights are better
@@ -135,7 +135,7 @@ class Checkpoints:
 
     def _check_classes(self, prefix, chosen):
         """Raises UserError if a checkpoint is of another run, whose classes are others or in another order."""
-        folder = re.sub(r"[/\\]best$", "", os.path.dirname(os.path.abspath(prefix)))
+        folder = run_of(prefix)
         theirs, own = ((directory.read_json("settings.json") or {}).get("data", {}).get("class_names")
                        for directory in (RunDirectory(folder, {}), self.directory))
         if None not in (theirs, own) and theirs != own:

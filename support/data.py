@@ -101,8 +101,8 @@ def say_repeated(data):
         if count:
             say("%d of the %d %s images are also training images: %s"
                 % (count, len(data.digests[split]), split, figures[split]))
-    digests, labels = (np.concatenate([of[split] for split in SPLITS]) for of in (
-        data.digests, {split: getattr(data, split).labels for split in SPLITS}))
+    digests = np.concatenate([data.digests[split] for split in SPLITS])
+    labels = np.concatenate([getattr(data, split).labels for split in SPLITS])
     different, image = np.unique(digests, return_inverse=True)
     least, most = (np.full(len(different), start) for start in (len(data.class_names), -1))
     np.minimum.at(least, image, labels)

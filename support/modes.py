@@ -225,10 +225,11 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     if not is_own:
         content["data_dir"] = os.path.abspath(config.data_dir)
         file = "evaluation_of_%s.json" % re.sub(r"[^\w+-]", "_", os.path.basename(content["data_dir"]))
+    # Before anything is written: a run may lie where nothing can be.
     which = "test" if is_own else "all images:" if trained.weights else "on other data than the run's:"
     say("%s %s, loss %.4f, of %s (%s)" % (which, evaluation.accuracies(balanced_is_asked_for(config)), evaluation.loss,
                                           used, os.path.join(directory.path, file)))
-    if is_own:  # what follows may fail where nothing can be written
+    if is_own:
         log_evaluation(config.log_dir, config.run_name, directory.path, trained.step, evaluation, data.test.images,
                        data.class_names, reuse)
     directory.create()

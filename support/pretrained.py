@@ -21,7 +21,7 @@ import tensorflow.compat.v1 as tf
 from support import UserError, download, say
 from support.checkpoints import LEAST_VALIDATION
 from support.file_reading import shortened
-from support.run_directory import RunDirectory, of_earlier_versions, runs_in
+from support.run_directory import RunDirectory, of_earlier_versions, run_of, runs_in
 from support.weight_average import SUFFIX, averages_first
 from support.weight_files import (
     KERAS_EPSILON,
@@ -324,8 +324,7 @@ class _Skipped(Exception):
 
 def _of_checkpoint(path, name=None):
     """The StartingPoint of a checkpoint. `name`: of the run that it was chosen from; None: it was asked for itself."""
-    folder = os.path.dirname(os.path.abspath(path))
-    folder = os.path.dirname(folder) if os.path.basename(folder) == "best" else folder
+    folder = run_of(path)
     try:
         with in_one_sentence(path, tf.errors.OpError):
             weights, mean, deviation = _checkpoint_weights(path)

@@ -43,7 +43,8 @@ def locked(folder, name="lock", lines=(), check=None):
     The lock ends when the returned file is closed or when the process ends, even if the process is killed.
 
     Args:
-        folder, name: as above.
+        folder: its path.
+        name: that of the lock file.
         lines: what the file tells beside the number of the process.
         check: a function of the `lines` of the process that had the lock before, which raises UserError to leave the
             file as it is; None: any process may have the lock.
@@ -292,6 +293,12 @@ def _shown(value):
     """Returns a value as text for a message, cut to 200 characters: there may be a thousand class names."""
     text = shown(value)
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def run_of(checkpoint):
+    """The directory of the run that a checkpoint's path belongs to, whether or not it is one of the best."""
+    folder = os.path.dirname(os.path.abspath(checkpoint))
+    return os.path.dirname(folder) if os.path.basename(folder) == "best" else folder
 
 
 def runs_in(model_dir):
