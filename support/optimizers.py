@@ -3,7 +3,7 @@
 import tensorflow.compat.v1 as tf
 from tensorflow.python.training import optimizer as tensorflow_optimizer
 
-from support.variables import companions
+from support.variables import companions, move
 
 # The settings that `optimizer=NAME` brings. They replace the data set's values; given and edited settings replace them.
 RECIPES = {
@@ -100,11 +100,13 @@ class AdamW(_RateOfHead, _SlotsMadeTogether, tf.train.AdamOptimizer):
         """As in `tf.train.Optimizer`; `gradients`: [(gradient, variable)], all of which decay."""
         decays = []
         if self._weight_decay:
+            variables = [variable for _, variable in gradients]
             # The decay must follow the gradients, which are of the weights before it. One group for all of them: if
             # each decay waited for each gradient, the dependencies would grow with the square of the variables.
             with tf.control_dependencies([tf.group(*(gradient for gradient, _ in gradients))]):
-                decays = [variable.assign_sub(self.rate_of(variable, self._rate) * self._weight_decay * variable,
-                                              read_value=False) for _, variable in gradients]
+                share = self._rate * self._weight_decay
+                decays = move(variables, [self.rate_of(variable, self._rate) * self._weight_decay
+                                          if _is_of_head(variable) else share for variable in variables])
         with tf.control_dependencies([tf.group(*decays)]):
             return super().apply_gradients(gradients, global_step, name)
 

@@ -4,7 +4,7 @@ import contextlib
 
 import tensorflow.compat.v1 as tf
 
-from support.variables import companions
+from support.variables import companions, move
 
 SUFFIX = "/ExponentialMovingAverage"  # what follows the name of a variable in that of its average, as in TensorFlow
 
@@ -30,8 +30,7 @@ def advance_averages(train, variables, decay):
         # Subtracted before the cast: TensorFlow 1.15's optimizer lets a cast of what is read lose the dependency above.
         before = tf.cast(tf.train.get_global_step().read_value() - 1, tf.float32)
         share = 1 - tf.minimum(decay, before / (before + 10))
-        return tf.group(*(average.assign_sub(share * (average.value() - variable.value()), read_value=False)
-                          for average, variable in zip(averages, variables)))
+    return tf.group(*move(averages, [share] * len(averages), variables))
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
-"""Variables that accompany others, compared with those that TensorFlow makes one by one."""
+"""Variables that accompany others and updates of many, compared with those that TensorFlow makes one by one."""
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from support.variables import companions
+from support.variables import companions, move
 
 
 def _two_variables():
@@ -67,3 +67,25 @@ def test_optimizers_have_the_variables_of_tensorflows(make, slots):
                 sess.run(step)
             found.append({variable.op.name: sess.run(variable).tolist() for variable in tf.global_variables()})
     assert found[0] == found[1] and {"layer/kernel/" + slot for slot in slots} < set(found[0])
+
+
+@pytest.mark.parametrize("in_branch", [False, True])
+def test_moves_follow_the_formula_after_what_their_shares_depend_on(in_branch):
+    """The second variable is changed first, as its share depends on that. In a branch of tf.cond as outside."""
+    with tf.Graph().as_default(), tf.Session() as sess:
+        first, second, target = (
+            tf.get_variable(name, initializer=np.float32(value), use_resource=True)
+            for name, value in (("layer/first", [[3, -1, 8]]), ("layer/second", [4, 16]), ("target", [2, 4])))
+        with tf.control_dependencies([second.assign_add([4, 8]), target.assign_add([2, 2])]):
+            half = tf.constant(1.0) * 0.5
+
+        def moved():
+            toward_zero = move([first], [tf.constant(0.25) * 1])
+            with tf.control_dependencies(toward_zero + move([second], [half], [target])):
+                return tf.constant(1)
+
+        result = tf.cond(tf.placeholder_with_default(True, []), moved, lambda: tf.constant(0)) if in_branch else moved()
+        sess.run(tf.global_variables_initializer())
+        assert sess.run(result) == 1
+        np.testing.assert_array_equal(sess.run(first), [[2.25, -0.75, 6]])
+        np.testing.assert_array_equal(sess.run(second), [6, 15])  # halfway from [8, 24] to [4, 6]
