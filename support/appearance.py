@@ -5,7 +5,7 @@ images are white on black, gets a confident wrong answer. What training saw is m
 """
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 MEASURED = 2000  # maximum number of training images, evenly spaced
 STROKE = 64  # grey levels by which a pixel differs from the background
@@ -92,7 +92,7 @@ def as_handwriting(image, side, appearance):
     the centre of mass is the image's centre.
 
     Args:
-        image: a PIL image of any mode and size.
+        image: an upright PIL image of any mode and size.
         side: side of the result in pixels.
         appearance: of the training images, see `appearance_of`; empty: MNIST's extent, 20 of 28 pixels.
     Returns:
@@ -119,15 +119,13 @@ def as_handwriting(image, side, appearance):
 
 def _drawn(image):
     """The grey pixels of a PIL image, float64 [H, W]; transparent ones on white, or on black if that shows more."""
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:  # of any kind: the orientation is unknown
-        pass
     if image.mode not in ("L", "1", "RGB") and ("A" in image.mode or "a" in image.mode
                                                 or "transparency" in image.info):
         image = image.convert("RGBA")
         on = [np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("L"), np.float64)
               for colour in ("white", "black")]
         return max(on, key=np.ptp)
-    grey = np.asarray(image if image.mode[0] in "IF" else image.convert("L"), np.float64)
+    grey = np.array(image if image.mode[0] in "IF" else image.convert("L"), np.float64)
+    numbers = np.isfinite(grey)
+    grey[~numbers] = np.median(grey[numbers]) if numbers.any() else 0  # the median is the background
     return grey if grey.max() <= 255 else grey * (255 / grey.max())

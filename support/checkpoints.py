@@ -78,10 +78,10 @@ class Checkpoints:
                        key=lambda entry: entry[0], reverse=True)
         if self._restore_first(session, found):
             return True
-        # progress.json is written after each save. Without it, the files found are those of an interrupted first save.
-        if found and os.path.exists(os.path.join(self.directory.path, "progress.json")):
-            raise UserError("no checkpoint in %s is intact, and nothing is started afresh over them: "
-                            "move the folder away, or set run_name to another name" % self.directory.path)
+        # progress.json is written after each save. Without it, there was none, or files of an interrupted first one.
+        if os.path.exists(os.path.join(self.directory.path, "progress.json")):
+            raise UserError("no intact checkpoint is left in %s, and nothing is started afresh over the run's "
+                            "other files: move the folder away, or set run_name to another name" % self.directory.path)
         return False
 
     def restore_best(self, session, validation_images):

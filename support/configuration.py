@@ -36,6 +36,9 @@ USED_BY = {
     "export_dir": (("export",), "nothing else is written there"),
 }
 
+# (what answers are averaged over, the change of training images that shows such views, what is averaged without it).
+VIEWS = (("flip_average", "flip", False), ("shift_average", "shift", 0))
+
 # Names of the field that are no settings here: what they are called here, or what is done instead.
 HINTS = {settings.squashed(name): here for here, names in {
     "init_learning_rate": "lr learning_rate base_lr initial_lr init_lr start_lr lr0 alpha eta rate",
@@ -205,7 +208,9 @@ def _sources(own, start, dataset):
     if start and network == "custom":
         network = start.settings.get("network", network)
     sources = [("network=" + network, NETWORKS.get(network, {})),  # custom: brings nothing
-               ("optimizer=" + optimizer, recipe_of(optimizer, own["augmentation"], dataset))]
+               ("optimizer=" + optimizer, recipe_of(optimizer, own["augmentation"], dataset)),
+               ("no such views in training", {view: off for view, change, off in VIEWS
+                                              if own[view] and not (own["augmentation"] and own[change])})]
     if start:
         sources = [("weights", start.settings)] + sources + [("weights", FINE_TUNING[optimizer])]
     return sources

@@ -86,6 +86,11 @@ def similar(pattern, folders, used=()):
     return [path for path in found if path not in used and path not in folders]
 
 
+def printable(text):
+    """A name or path for a message: what cannot be printed, such as a line break, is escaped."""
+    return text if text.isprintable() else repr(text)
+
+
 def shortened(names, most=5):
     """Returns names or paths as text: at most `most` of them, then the number of the others."""
     return ", ".join(names[:most]) + (" and %d more" % (len(names) - most) if len(names) > most else "")

@@ -14,7 +14,7 @@ import warnings
 
 from PIL import Image
 
-from support.file_reading import DataError, shortened
+from support.file_reading import DataError, printable, shortened
 from support.pictures import is_heat_map
 
 IGNORED = ("Thumbs.db", "desktop.ini")
@@ -105,7 +105,7 @@ def layout_of(data_dir, excluded=(), evaluated=False):
     for name in names:
         if not name.isprintable():  # for example, it is not UTF-8
             raise DataError("%s has a sub-folder %r: give it a name of letters that can be shown"
-                            % (_shown(train.path), name))
+                            % (printable(train.path), name))
     _check_classes(tree, train)
     _check_and_note_splits(roles, train, names, notes)
     _note_left_out([root, train, *roles.values()], names, notes)
@@ -145,7 +145,7 @@ class _Tree:
                 found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
             raise DataError("%s cannot be read as a folder (%s): %s"
-                            % (_shown(folder), error.strerror, remedy)) from None
+                            % (printable(folder), error.strerror, remedy)) from None
         for entry in found:
             linked = entry.is_symlink()  # for what is no link, the kind is known without another access to the disk
             if os.path.isdir(entry.path) if linked else entry.is_dir():
@@ -250,7 +250,8 @@ def _descended(tree, data_dir, notes):
             break
         folder = inner
     if folder.path != data_dir:
-        notes.append("the data set is %s: no other folder of %s holds images" % (_shown(folder.path), _shown(data_dir)))
+        notes.append("the data set is %s: no other folder of %s holds images"
+                     % (printable(folder.path), printable(data_dir)))
     return folder
 
 
@@ -327,17 +328,17 @@ def _classes_beside(root, roles, flat, others, notes):
     unlabelled = [name for name, role in flat.items() if role == TRAINING or not uncovered]
     if uncovered and not unlabelled:
         raise DataError("%s holds folders of images, but %s has no training images of all these classes: name the "
-                        "folder that holds them train" % (_shown(uncovered[0].path), _shown(root.path)))
+                        "folder that holds them train" % (printable(uncovered[0].path), printable(root.path)))
     if uncovered or len(flat) > len(others):
         raise DataError(_unlabelled(_paths(root, unlabelled)))
     if roles:
         notes.append("no training folder: the folders of %s beside %s are the classes and hold the training images"
-                     % (_shown(root.path), _listing(folder.path for folder in roles.values())))
+                     % (printable(root.path), _listing(folder.path for folder in roles.values())))
     # `train` beside two other classes or more is a vehicle.
     doubtful = [name for name, role in flat.items() if roles or len(others) < 2 or role != TRAINING]
     if doubtful:
         notes.append("counted as classes, for their images are not in sub-folders: %s; if they are not classes, take "
-                     "them out of %s" % (_listing(doubtful), _shown(root.path)))
+                     "them out of %s" % (_listing(doubtful), printable(root.path)))
     return train
 
 
@@ -348,19 +349,19 @@ def _too_few(folder):
     found = [*folder.holding, *("%s without images" % name for name in folder.barren)]
     return ("%s has %s with images, not one for each of two classes or more%s: set data_dir to the folder that holds "
             "them, or put the images of each class into a folder of its own"
-            % (_shown(folder.path), "1 sub-folder" if folder.holding else "0 sub-folders",
+            % (printable(folder.path), "1 sub-folder" if folder.holding else "0 sub-folders",
                " (%s)" % _listing(found) if found else ""))
 
 
 def _unlabelled(paths):
     return ("the images of %s are not in a folder for each class: put those of each class into a folder of its own, "
-            "such as %s" % (_listing(paths), _shown(os.path.join(paths[0], "cats"))))
+            "such as %s" % (_listing(paths), printable(os.path.join(paths[0], "cats"))))
 
 
 def _note_unused(root, flat, others, notes):
     """Notes what is unused beside a training folder."""
     if flat:
-        paths = [*map(_shown, _paths(root, flat))]
+        paths = [*map(printable, _paths(root, flat))]
         notes.append("not used, for the images are not in folders of these classes: %s; mode=predict images=%s "
                      "classifies such images" % (_listing(paths), paths[0]))
     if others:
@@ -375,8 +376,8 @@ def _check_classes(tree, train):
     inner = [tree.scan(path).holding for path in _paths(train, train.holding)]
     if all(len(names) > 1 and len(_role_names(names)) == len(names) for names in inner):
         raise DataError("%s has %s inside of each class: put the classes into these folders, as in %s"
-                        % (_shown(train.path), _listing(inner[0]),
-                           _shown(os.path.join(train.path, inner[0][0], train.holding[0]))))
+                        % (printable(train.path), _listing(inner[0]),
+                           printable(os.path.join(train.path, inner[0][0], train.holding[0]))))
     shared = sorted(set(inner[0]).intersection(*inner))
     if len(shared) < 2:
         return
@@ -393,12 +394,12 @@ def _check_and_note_splits(roles, train, names, notes):
     if VALIDATION in roles and TEST not in roles:
         roles[TEST] = roles.pop(VALIDATION)
         notes.append("no test folder: the images of %s are the test images, and a share of %s is for validation"
-                     % (_shown(roles[TEST].path), _shown(train.path)))
+                     % (printable(roles[TEST].path), printable(train.path)))
     for folder in roles.values():
         unknown = sorted(set(folder.holding) - set(names))
         if unknown:
             raise DataError("%s has the class %s, which %s has not: there is nothing to learn the class from"
-                            % (_shown(folder.path), _shown(unknown[0]), _shown(train.path)))
+                            % (printable(folder.path), printable(unknown[0]), printable(train.path)))
 
 
 def _note_left_out(folders, classes, notes):
@@ -420,11 +421,11 @@ def _note_sub_folders(tree, train, notes):
     """Notes classes whose images are in sub-folders alone: these may be the classes that the user means."""
     deep = [name for name in train.holding if not tree.has_images_directly(os.path.join(train.path, name))]
     if deep:
-        found = ["%s (%s)" % (_shown(name), _listing(tree.entries(os.path.join(train.path, name))[0], 3))
+        found = ["%s (%s)" % (printable(name), _listing(tree.entries(os.path.join(train.path, name))[0], 3))
                  for name in deep[:LISTED]]
         notes.append("one class each, though all images are in sub-folders: %s; if the sub-folders are the classes, "
                      "set data_dir to the folder that holds them, such as %s"
-                     % (_listing(found + deep[LISTED:]), _shown(os.path.join(train.path, deep[0]))))
+                     % (_listing(found + deep[LISTED:]), printable(os.path.join(train.path, deep[0]))))
 
 
 def _files(tree, train, roles, class_names):
@@ -437,7 +438,7 @@ def _files(tree, train, roles, class_names):
             owner, before = owners.setdefault(os.path.realpath(folder), (path, folder))
             if owner != path:
                 raise DataError("%s and %s are the same folder by a link, and its images would be in two classes or "
-                                "splits: take the link away" % (_shown(before), _shown(folder)))
+                                "splits: take the link away" % (printable(before), printable(folder)))
         return paths
 
     for label, name in enumerate(class_names):
@@ -453,10 +454,5 @@ def _paths(folder, names):
     return [os.path.join(folder.path, name) for name in names]
 
 
-def _shown(text):
-    """Returns a name or path for a message: what cannot be printed, such as a line break, is escaped."""
-    return text if text.isprintable() else repr(text)
-
-
 def _listing(names, most=LISTED):
-    return shortened([_shown(name) for name in names], most)
+    return shortened([printable(name) for name in names], most)

@@ -111,11 +111,20 @@ def _with_drawn_test(splits, labels):
 
 def _cache(files, side, data_dir, cache_dir, pixel_range, truncated):
     """The cache of these files, a folder in cache_dir, into which they are decoded if it is not there."""
-    digest = hashlib.sha256(repr((CACHE_VERSION, pixel_range and tuple(map(float, pixel_range)), truncated)).encode())
-    for (path, label, split), facts in zip(files, _facts([path for path, _, _ in files])):
-        digest.update(repr((os.path.relpath(path, data_dir), label, split, facts)).encode("utf-8", "surrogateescape"))
-    name = "%s-%dpx-%s" % (os.path.basename(os.path.abspath(data_dir)), side, digest.hexdigest()[:12])
-    cache = os.path.join(cache_dir, name)
+    described = [(os.path.relpath(path, data_dir), label, split, facts)
+                 for (path, label, split), facts in zip(files, _facts([path for path, _, _ in files]))]
+
+    def named(pixel_range):
+        digest = hashlib.sha256(repr((CACHE_VERSION, pixel_range, truncated)).encode())
+        for each in described:
+            digest.update(repr(each).encode("utf-8", "surrogateescape"))
+        return os.path.join(cache_dir, "%s-%dpx-%s" % (
+            os.path.basename(os.path.abspath(data_dir)), side, digest.hexdigest()[:12]))
+
+    pixel_range = pixel_range and tuple(map(float, pixel_range))
+    cache = named(pixel_range)
+    if pixel_range and os.path.isdir(named(None)) and tuple(_read(named(None), side)[0]["pixel_range"]) == pixel_range:
+        return named(None)  # the same scale, found in the images
     try:
         os.makedirs(cache_dir, exist_ok=True)
         if not os.path.isdir(cache):

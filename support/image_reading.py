@@ -56,8 +56,8 @@ def read_image(path, side, channels, pixel_range=None, truncated=False, notes=No
         Exception: the file is not an image, or it is damaged. Pillow's decoders raise exceptions of many types.
     """
     notes = [] if notes is None else notes
-    with _opened(path, (side, side), truncated, notes) as stored:
-        image = _upright(stored, notes)
+    with opened(path, (side, side), truncated, notes) as stored:
+        image = upright(stored, notes)
         if _is_deep(image.mode):
             values = np.asarray(image)
             image = Image.fromarray(to_bytes(values, pixel_range or _earlier_range(values)))
@@ -148,7 +148,7 @@ def _depth(path, truncated):
     except Exception:  # of any type: see read_image, which may still be able to read the file
         coloured = False
     try:
-        with _opened(path, None, truncated, []) as image:
+        with opened(path, None, truncated, []) as image:
             if _is_deep(image.mode):
                 return _sketch(path, np.asarray(image))
             extremes = np.reshape(image.getextrema(), (-1, 2))
@@ -244,7 +244,7 @@ def _about_colour(coloured):
             "bits, and only the upper 8 are read; save them with 8 bits per colour" % (len(coloured), coloured[0].path)]
 
 
-def _upright(image, notes):
+def upright(image, notes):
     """Applies the EXIF orientation; notes where it cannot be known."""
     try:
         exif = image.getexif()
@@ -273,7 +273,7 @@ def _decoded(source, size):
     return image
 
 
-def _opened(path, size, truncated, notes):
+def opened(path, size, truncated, notes):
     """Opens and decodes an image file, as far as it is readable. See `read_image`."""
     try:
         return _decoded(path, size)

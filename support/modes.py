@@ -14,6 +14,7 @@ import tensorflow.compat.v1 as tf
 
 from support import UserError, image_folder, pretrained, say, settings
 from support.checkpoints import Checkpoints, step_of
+from support.configuration import VIEWS
 from support.data import SPLITS, Split, same_data, say_repeated, subset_of
 from support.evaluation import balanced_is_asked_for, evaluate_split
 from support.explanations import class_maps, classifier_kernel, feature_reuse, kernels_of
@@ -68,12 +69,27 @@ class TrainedNetwork:
         return os.path.relpath(self.used, self.directory.path) if self.weights is None else self.used
 
     def data(self, prepare_data):
-        """(the DataSet in `data_dir`, read as the run's were; the settings; whether it is the run's own)."""
-        if self.facts.get("pixel_range"):
-            self.config.pixel_range = tuple(self.facts["pixel_range"])
+        """(the DataSet in `data_dir`, read as the run's were; the settings; whether it is the run's own).
+
+        To evaluate other data, another `pixel_range` may be given.
+
+        Raises:
+            UserError: the data cannot be read; another `pixel_range` is given for the run's own.
+        """
+        asked = self.config.pixel_range if self.config.mode == "evaluate" else "auto"
+        recorded = tuple(self.facts.get("pixel_range") or ()) or "auto"
+        self.config.pixel_range = recorded
         self.config.truncated_images |= self.facts.get("truncated_images", False)
         data, config = prepare_data(self.config)
         is_own = same_data(data.fingerprint(), self.facts) and self.directory.has_seen(data)
+        if asked not in ("auto", recorded):
+            if is_own:
+                raise UserError("the images in %s are those of the run, which read them with pixel_range=%s: leave "
+                                "pixel_range out" % (config.data_dir, settings.shown(recorded)))
+            digests = data.digests  # as the run's, so that those of its images are known again
+            self.config.pixel_range = asked
+            data, config = prepare_data(self.config)
+            data.digests = digests
         if is_own:
             say_repeated(data)
         return data, config, is_own
@@ -102,15 +118,7 @@ def trained_network(choose, arguments=(), **overrides):
     config = choose(arguments, **overrides)
     directory, recorded = _recorded(config)
     if recorded is None:
-        if config.weights:
-            return _network_of_weights(choose, config, directory.path)
-        if config.dataset == "mnist" and config.digits_stand_in and "dataset" not in config.given:
-            digits = choose(**dict(config.given, dataset="digits"))  # as training does without MNIST
-            if os.path.isdir(os.path.join(digits.model_dir, digits.run_name)):
-                return trained_network(choose, **dict(config.given, dataset="digits"))
-        raise UserError("there is no trained run %s: set run_name to one of those in %s (%s), or leave mode out to "
-                        "train it" % (directory.path, config.model_dir,
-                                      ", ".join(runs_in(config.model_dir)) or "none"))
+        return _network_without_run(choose, config, directory.path)
     facts = recorded.pop("data", {})
     if "class_names" not in facts:
         raise UserError("%s was trained by an earlier version, which did not save what this needs: train it again, "
@@ -118,6 +126,8 @@ def trained_network(choose, arguments=(), **overrides):
     data_dir = recorded.pop("data_dir", None)
     trained_with = of_earlier_versions(recorded)
     weights = trained_with.pop("weights")
+    views = {view for view, _, _ in VIEWS} & set(config.given)  # how a network is used, not how it was trained
+    trained_with = {name: value for name, value in trained_with.items() if name not in views}
     # Standard data sets are sought where they usually are, if the recorded folder is not here or cannot be a setting.
     kept = data_dir and (recorded.get("dataset") == "folder" or os.path.isdir(data_dir) and data_dir.isprintable())
     where = {"data_dir": data_dir} if kept and "data_dir" not in config.given else {}
@@ -133,11 +143,48 @@ def trained_network(choose, arguments=(), **overrides):
             _refuse(directory, name, getattr(trained, name), given)
     if config.weights and config.identities["weights"] != weights:
         _refuse(directory, "weights", weights, config.identities["weights"])
+    _say_what_surprises(config, trained, directory.path, data_dir)
+    return TrainedNetwork(trained, directory, facts)
+
+
+def _say_what_surprises(config, trained, run, data_dir):
+    """Prints a line where a run's network does not work as the settings may be understood.
+
+    Args:
+        config: the settings.
+        trained: those of the run, with what is given for its use.
+        run: its directory.
+        data_dir: where the run's data were; None: not recorded.
+    """
+    for view, change, off in VIEWS:
+        if getattr(trained, view) and not (trained.augmentation and getattr(trained, change)):
+            say("%s averages over views that it was not trained on (%s=%s): %s=%s leaves them out"
+                % (run, view, getattr(trained, view), view, off))
     if config.mode == "predict" and data_dir and "data_dir" in config.given and (
             os.path.realpath(data_dir) != os.path.realpath(config.data_dir)):
         say("%s was trained on the images in %s: mode=predict does not read data_dir=%s"
-            % (directory.path, data_dir, config.data_dir))
-    return TrainedNetwork(trained, directory, facts)
+            % (run, data_dir, config.data_dir))
+
+
+def _network_without_run(choose, config, run):
+    """The TrainedNetwork that is used where there is no run of these settings: the run on digits, or the weights.
+
+    Args:
+        choose: `Densenet.choose`.
+        config: the settings.
+        run: where such a run would be.
+    Raises:
+        UserError: there is neither.
+    """
+    of_file = config.weights and not config.starting_point.run  # then the images are photos
+    if config.dataset == "mnist" and config.digits_stand_in and "dataset" not in config.given and not of_file:
+        digits = choose(**dict(config.given, dataset="digits"))  # as training does without MNIST
+        if os.path.isdir(os.path.join(digits.model_dir, digits.run_name)):
+            return trained_network(choose, **dict(config.given, dataset="digits"))
+    if config.weights:
+        return _network_of_weights(choose, config, run)
+    raise UserError("there is no trained run %s: set run_name to one of those in %s (%s), or leave mode out to train it"
+                    % (run, config.model_dir, ", ".join(runs_in(config.model_dir)) or "none"))
 
 
 def _refuse(directory, name, recorded, given):
@@ -162,8 +209,8 @@ def _network_of_weights(choose, config, run):
                         "they are" % (run, ", ".join(named)))
     start = config.starting_point
     if start.run:
-        raise UserError("weights=%s are those of a run: give run_name=%s instead, and checkpoint= for another of its "
-                        "checkpoints than the best" % (config.weights, start.run))
+        raise UserError("there is no trained run %s: leave mode out to train it from the weights of run %s, or give "
+                        "run_name=%s, and no weights, to use that run itself" % (run, start.run, start.run))
     weights = start.read(config.cache_dir)
     if "linear/bias" not in weights.values:
         raise UserError("%s has no classifier: leave mode= out to train one, or give run_name= of a run that started "
@@ -220,7 +267,7 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     for line in evaluation.table(data.class_names):
         say(line)
     content = dict(evaluation.as_json(data.class_names), dataset=config.dataset, tensorflow=tf.VERSION,
-                   checkpoint=trained.name())
+                   checkpoint=trained.name(), **{view: getattr(config, view) for view, _, _ in VIEWS})
     file = "evaluation.json"
     if not is_own:
         content["data_dir"] = os.path.abspath(config.data_dir)

@@ -6,6 +6,7 @@ A card of TensorBoard is about 300 pixels wide and scales pictures to its width:
 import io
 import math
 import os
+import unicodedata
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -42,6 +43,7 @@ def pictures_of(evaluation, images, class_names):
         the matrix is too large for names and numbers; `most_confident_mistakes`, where there are mistakes.
     """
     pictures = {}
+    class_names = _drawable(class_names)  # of all classes, for names that are distinct
     totals = evaluation.class_counts()
     if evaluation.confusion is not None:
         pictures["confusion_matrix"] = confusion_picture(evaluation.confusion, totals, class_names)
@@ -302,13 +304,18 @@ def _colour_image(pixels):
 
 
 def _drawable(names, longest=LONGEST_NAME):
-    """Returns the names, cut to `longest` letters, with "?" for non-ASCII ones, which Pillow's font may lack.
+    """Returns the names, cut to `longest` letters, without accents and with "?" for other non-ASCII ones, which
+    Pillow's font may lack.
 
-    A longer name keeps its end, too, by which names like `species 0017` differ.
+    A longer name keeps its end, too, by which names like `species 0017` differ. Names that would be equal get their
+    places in the list, such as #12.
     """
-    names = [name.encode("ascii", "replace").decode() for name in names]
+    plain = ["".join(letter for letter in unicodedata.normalize("NFD", name) if not unicodedata.combining(letter))
+             .encode("ascii", "replace").decode() for name in names]
     begin = longest // 2
-    return [name if len(name) <= longest else name[:begin] + "~" + name[begin + 1 - longest:] for name in names]
+    cut = [name if len(name) <= longest else name[:begin] + "~" + name[begin + 1 - longest:] for name in plain]
+    numbers = ["#%d" % place if cut.count(name) > 1 else "" for place, name in enumerate(cut)]
+    return [name[:longest - len(number)] + number for name, number in zip(cut, numbers)]
 
 
 def _text_size(text):

@@ -9,12 +9,12 @@ import os
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from PIL import Image
 
 from support import UserError, say
 from support.appearance import as_handwriting, differences, is_handwritten
+from support.file_reading import printable
 from support.folder_layout import files_under, heat_map_name
-from support.image_reading import range_of, read_image
+from support.image_reading import opened, range_of, read_image, upright
 from support.modes import preparation_of, serving_graph, trained_network
 from support.pictures import CARD, heat_map, is_heat_map
 from support.prefetch import mapped_by_threads
@@ -49,7 +49,7 @@ def predict(choose, inference, arguments=(), **overrides):
     heat_maps = _HeatMaps(config.heatmaps, files) if config.heatmaps else None
     if config.json:
         _check_json(config.json)  # now: an error after the work would lose it
-    answers, completed = [], False
+    answers = []
     reading = _Reading(config, facts, directory.read_json("appearance.json") or {}, files)
     with tf.Graph().as_default(), tf.Session(config=Cluster().session_config()) as sess:
         images, probabilities, *maps = serving_graph(inference, config, facts)
@@ -59,9 +59,8 @@ def predict(choose, inference, arguments=(), **overrides):
             for answer in _answers(files, reading, lambda pixels: sess.run(fetched, {images: pixels}),
                                    facts["class_names"], heat_maps):
                 answers.append(answer)
-            completed = True
         finally:
-            if config.json and (answers or completed):  # no answers by an error: an earlier file's are kept
+            if config.json and answers:  # else an earlier file's are kept
                 write_json(config.json, answers, "json")
     reading.advise()
     if heat_maps:
@@ -179,14 +178,14 @@ class _Reading:
     def report(self, read):
         """Prints what is to be said of how a file was read, a _Read."""
         for note in read.notes:
-            say("%s  %s" % (read.file, note))
+            say("%s  %s" % (printable(read.file), note))
 
     def _pixels_of(self, file, zoom, notes):
         """The pixels of a file, `zoom` times as many along each side as the network gets."""
         rule = self.preparation
         if self.config.handwriting:
-            with Image.open(file) as image:
-                pixels = as_handwriting(image, rule["size"], self.appearance)
+            with opened(file, None, self.config.truncated_images, notes) as image:
+                pixels = as_handwriting(upright(image, notes), rule["size"], self.appearance)
             return pixels.repeat(zoom, 0).repeat(zoom, 1)
         left, top, right, bottom = (edge * zoom for edge in rule["crop"])
         pixels = read_image(file, rule["resize"] * zoom, rule["channels"], self.pixel_range,
@@ -199,7 +198,7 @@ class _Reading:
         if not found:
             return {}
         self.unlike += 1
-        say("%s  unlike the training images: %s" % (file, "; ".join(found)))
+        say("%s  unlike the training images: %s" % (printable(file), "; ".join(found)))
         return {"unlike": found}
 
     def advise(self):
@@ -211,7 +210,7 @@ class _Reading:
 def _answer(file, probabilities, class_names):
     """Prints the three most probable classes of a file; returns its part of the answers."""
     order = np.argsort(-probabilities, kind="stable")  # of equal ones the first, as the map's class
-    say("%s  %s" % (file, "  ".join("%s %.2f%%" % (class_names[index], 100 * probabilities[index])
+    say("%s  %s" % (printable(file), "  ".join("%s %.2f%%" % (class_names[index], 100 * probabilities[index])
                                     for index in order[:3])))
     return {"image": file, "classes": [class_names[index] for index in order],
             "probabilities": probabilities[order].tolist()}

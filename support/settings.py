@@ -84,10 +84,13 @@ def count_or_share(low, high):
     count, share = integer(low, high), number(0.0, 1.0)
 
     def parse(given):
-        value = share.parse(given) if isinstance(given, float) or "." in str(given) else count.parse(given)
-        if isinstance(value, float) and not 0 < value < 1:
+        try:
+            return count.parse(given)
+        except (TypeError, ValueError):  # no integer
+            value = share.parse(given)
+        if value == 1:  # all images, or one of them?
             raise ValueError
-        return value
+        return value or 0
     return Kind("an integer from %d to %d, or a share between 0 and 1" % (low, high), parse)
 
 
@@ -125,10 +128,8 @@ def _parts(given):
 def boolean():
     """True or False."""
     def parse(given):
-        if isinstance(given, bool):
-            return given
         return {"true": True, "yes": True, "on": True, "1": True,
-                "false": False, "no": False, "off": False, "0": False}[given.lower()]
+                "false": False, "no": False, "off": False, "0": False}[str(given).lower()]  # NumPy's, too
     return Kind("True or False", parse)
 
 

@@ -226,14 +226,19 @@ class RunLogs:
         self._write(lambda: self._file(split).add(step, summary=tf.Summary(
             value=[tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])))
 
-    def evaluation(self, split, step, evaluation, images, class_names):
-        """Writes an Evaluation of a split: its point of the curves, its pictures, and its embedding if it has one."""
+    def evaluation(self, split, step, evaluation, images, class_names, weights_of=None):
+        """Writes an Evaluation of a split: its point of the curves, its pictures, and its embedding if it has one.
+
+        Args:
+            weights_of: the step of the evaluated weights, which pictures and embedding show; None: `step`.
+        """
+        weights_of = step if weights_of is None else weights_of
         top_5 = {} if evaluation.top_5_accuracy is None else {"top_5_accuracy": evaluation.top_5_accuracy}
         self.scalars(split, step, loss=evaluation.loss, accuracy=evaluation.accuracy,
                      balanced_accuracy=evaluation.balanced_accuracy, **top_5)
         self._write(lambda: self._file(split).add(
-            step, summary=picture_summary(pictures.pictures_of(evaluation, images, class_names))))
-        self._write(lambda: _write_embedding(self.folder, step, evaluation, images, class_names))
+            weights_of, summary=picture_summary(pictures.pictures_of(evaluation, images, class_names))))
+        self._write(lambda: _write_embedding(self.folder, weights_of, evaluation, images, class_names))
 
     def reuse(self, step, reuse):
         """Writes the pictures of what `support.explanations.feature_reuse` found in the weights that are tested."""

@@ -98,6 +98,10 @@ def show_header(config, data, parameters, cluster, devices, model_folder, log_fo
                            if origin == source and name not in ELSEWHERE)
         if values:
             say("settings %s (%s)" % (values, source))
+    unused = ["%s=%s" % (name, shown(getattr(config, name))) for name in _without_effect(config)
+              if name in config.edited and getattr(config, name)]
+    if unused:
+        say("unused   %s: other settings turn that off" % ", ".join(unused))
     say("device   %s%s; TensorFlow %s" % (", ".join(devices) or "CPU, %d cores" % cores(), cluster.description(),
                                           tf.VERSION))
     count, left_over = divmod(len(data.train), config.batch_size)
@@ -107,13 +111,19 @@ def show_header(config, data, parameters, cluster, devices, model_folder, log_fo
     say("model    %s" % model_folder)
 
 
+def _without_effect(config):
+    """The names of the settings that others turn off."""
+    found = list(() if config.augmentation else AUGMENTATIONS)
+    if config.optimizer != "adam":
+        found.append("epsilon")
+    if config.augmentation and not config.flip:
+        found.append("alternate_flip")
+    return found
+
+
 def _shaping_lines(config, parameters):
     """Yields the lines with the values of the settings that identify the run."""
-    without_effect = () if config.augmentation else AUGMENTATIONS
-    if config.optimizer != "adam":
-        without_effect += ("epsilon",)
-    if not config.flip:
-        without_effect += ("alternate_flip",)
+    without_effect = _without_effect(config)
     lines = {}
     for title, settings in SHAPING.items():
         lines[title] = [instead.get(shown(getattr(config, name)), text and text % shown(getattr(config, name)))

@@ -403,9 +403,11 @@ class TrainingRun:
 
     # After an epoch
 
-    def evaluated(self, sess, split, step, evaluation):
+    def evaluated(self, sess, split, step, evaluation, weights_of=None):
         """Reports an Evaluation of a split after step `step`; saves the best checkpoint on validation.
 
+        Args:
+            weights_of: the step of the evaluated weights; None: `step`.
         Raises:
             UserError: the loss is not finite, or the checkpoint cannot be written.
         """
@@ -414,7 +416,8 @@ class TrainingRun:
                             "checkpoints before it are kept" % (split, evaluation.loss, step))
         self._evaluations[split] = evaluation
         if self.cluster.is_chief:
-            self._logs.evaluation(split, step, evaluation, getattr(self.data, split).images, self.data.class_names)
+            self._logs.evaluation(split, step, evaluation, getattr(self.data, split).images, self.data.class_names,
+                                  weights_of)
         score, recorded = evaluation.score(self.config.best_by), self._net.recorded
         if split == "validation" and score >= sess.run(recorded.best_score):  # ties: the later one
             sess.run(recorded.set_best, {recorded.new_best: score})
@@ -454,10 +457,10 @@ class TrainingRun:
             Stopped: a signal came during the test.
         """
         if self.cluster.is_chief:
-            self.evaluated(sess, "test", step, evaluation)
-            self._logs.reuse(step, feature_reuse(kernels_of(sess), self.config.blocks, self.config.growth_k,
-                                                 self.config.bottleneck))
+            self.evaluated(sess, "test", step, evaluation, self._judged)
             best, count = self._judged, len(self.data.validation)
+            self._logs.reuse(best or step, feature_reuse(kernels_of(sess), self.config.blocks, self.config.growth_k,
+                                                         self.config.bottleneck))
             if 0 < count < LEAST_VALIDATION:
                 say("%d validation images are too few to choose weights by: the last ones are tested" % count)
             result = {

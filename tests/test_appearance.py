@@ -92,6 +92,12 @@ def test_the_usual_extent_of_the_training_images_is_taken():
     assert (np.ptp(np.nonzero(found.max((1, 2)) > 128)[0]) + 1) == 24
 
 
+def test_pixels_that_are_no_numbers_are_passed_over():
+    page = np.float32(digit())
+    page[0, 0] = np.nan
+    assert np.array_equal(as_handwriting(Image.fromarray(page), 28, {}), as_handwriting(digit(), 28, {}))
+
+
 def test_a_blank_page_stays_blank():
     assert as_handwriting(Image.new("L", (50, 40), 255), 28, {}).max() == 0
 

@@ -40,6 +40,21 @@ def test_a_named_network_and_the_papers_recipe_set_values():
     assert Densenet.choose(optimizer="momentum", batch_size=100).run_name == "mnist-optimizer=momentum-batch_size=100"
 
 
+def test_answers_are_averaged_over_no_views_that_training_does_not_show():
+    def views(**given):
+        config = Densenet.choose(**given)
+        return config.flip_average, config.shift_average
+
+    assert views(dataset="cifar10") == (True, 1) and views(dataset="folder") == (True, 0)
+    assert views(dataset="cifar10", flip=False) == (False, 1) and views(dataset="folder", flip=False) == (False, 0)
+    assert views(dataset="cifar10", shift=0) == (True, 0)
+    assert views(dataset="cifar10", augmentation=False) == (False, 0)
+    config = Densenet.choose(dataset="cifar10", flip=False, flip_average=True)
+    assert config.flip_average and config.run_name == "cifar10-flip=False-flip_average=True"
+    assert Densenet.choose(dataset="cifar10", flip=False).origins["flip_average"] == "no such views in training"
+    assert Densenet.choose(augmentation=False, shift=0).origins == dict.fromkeys(["augmentation", "shift"], "given")
+
+
 def test_the_defaults_match_a_named_network():
     config, named = Densenet.choose(), Densenet.choose(network="densenet_bc_28_12")
     for name in NETWORKS["densenet_bc_28_12"]:

@@ -223,12 +223,16 @@ def test_a_run_resumes_from_the_best_checkpoint_if_no_other_is_intact(
     assert_equal_weights(expected, weights_of("model/mine", 18))
 
 
-def test_a_run_without_an_intact_checkpoint_does_not_start_over(tiny_mnist, folder, finished):
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_run_without_an_intact_checkpoint_does_not_start_over(deleted, tiny_mnist, folder, finished):
     shutil.copytree(finished, "model")
-    for path in glob.glob("model/mine/dense.ckpt-*.data-*") + glob.glob("model/mine/best/*.data-*"):
-        truncate(path, os.path.getsize(path) - 1)
+    for path in glob.glob("model/mine/dense.ckpt-*") + glob.glob("model/mine/best/*"):
+        if deleted:
+            os.remove(path)
+        elif ".data-" in path:
+            truncate(path, os.path.getsize(path) - 1)
     before = {path: os.path.getmtime(path) for path in glob.glob("model/mine/**/*", recursive=True)}
-    with pytest.raises(UserError, match="no checkpoint in model/mine is intact"):
+    with pytest.raises(UserError, match="no intact checkpoint is left in model/mine"):
         Densenet.train(data_dir=tiny_mnist, run_name="mine", **dict(TINY, total_epochs=4))
     after = {path: os.path.getmtime(path) for path in glob.glob("model/mine/**/*", recursive=True)}
     del before["model/mine/lock"], after["model/mine/lock"]

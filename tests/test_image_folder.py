@@ -361,6 +361,9 @@ def test_deep_images_have_one_scale_that_is_kept(tmp_path, folder, capsys):
         found = sorted(greys(data.train) + greys(data.test))
         assert found == sorted([32 * number for number in range(6)] + [32 * number + 31 for number in range(6)])
         assert "the pixel values 0 to 4096 become black to white" in capsys.readouterr().out
+    assert len(glob.glob("cache/in-8px-*/pixels")) == 1
+    assert image_folder.prepare_data(place, 0, 8, pixel_range=(0, 4096)).pixel_range == (0, 4096)
+    assert len(glob.glob("cache/in-8px-*/pixels")) == 1  # decoded with this scale already
     data = image_folder.prepare_data(place, 0, 8, pixel_range=(0, 1024))
     assert data.pixel_range == (0, 1024) and max(greys(data.train) + greys(data.test)) == 255
     assert len(glob.glob("cache/in-8px-*/pixels")) == 2

@@ -378,6 +378,42 @@ def test_impossible_requests_get_one_sentence(run, capsys):
         assert sentence in error and error.count("\n") == 1, error
 
 
+@pytest.mark.parametrize("run", ["cifar10"], indirect=True)
+def test_a_trained_network_may_average_over_other_views(run, capsys):
+    """The mean of the logits for an image and its mirror image, each alone, is that of the average over both."""
+    images = image_files(run["run_name"])
+    os.makedirs("mirrored")
+    for index, image in enumerate(images):
+        Image.fromarray(image[:, ::-1]).save("mirrored/%d.png" % index)
+
+    def log_probabilities(**given):
+        answers = Densenet.predict(**dict(dict(run, images="images", shift_average=0), **given))
+        order = [np.argsort(answer["classes"]) for answer in answers]
+        return np.log([np.take(answer["probabilities"], places) for answer, places in zip(answers, order)])
+
+    alone = log_probabilities(flip_average=False)
+    mean = (alone + log_probabilities(flip_average=False, images="mirrored")) / 2
+    mean -= np.log(np.exp(mean).sum(1, keepdims=True))
+    assert np.abs(mean - alone).max() > 1e-3
+    np.testing.assert_allclose(log_probabilities(), mean, atol=1e-4)
+    assert Densenet.evaluate(flip_average=False, **run)["loss"] != Densenet.evaluate(**run)["loss"]
+
+
+@pytest.mark.parametrize("run", ["folder"], indirect=True)
+def test_views_that_a_run_was_not_trained_on_are_said(run, capsys):
+    settings = read("model/folder-mine/settings.json")
+    assert settings["flip_average"]
+    Densenet.evaluate(**run)
+    assert "was not trained on" not in capsys.readouterr().out
+    with open("model/folder-mine/settings.json", "w") as file:  # as earlier versions trained with flip=False
+        json.dump(dict(settings, flip=False), file)
+    Densenet.evaluate(**run)
+    assert "averages over views that it was not trained on (flip_average=True): flip_average=False leaves them out" in (
+        capsys.readouterr().out)
+    Densenet.evaluate(flip_average=False, **run)
+    assert "was not trained on (" not in capsys.readouterr().out
+
+
 @MNIST
 def test_a_damaged_checkpoint_is_skipped_or_refused(run, capsys):
     best = tf.train.latest_checkpoint("model/%s/best" % run["run_name"])
@@ -493,6 +529,29 @@ def test_other_splits_of_the_same_images_are_other_data(pets, capsys):
     assert np.load(path).tolist() == seen[1:].tolist()
 
 
+def test_other_deep_images_are_evaluated_with_a_scale_of_their_own(folder, capsys):
+    """Of values that are 16 times as large, with a range 16 times as large, the result is the same."""
+    for place, count, factor, seed in (("run", 12, 1, 0), ("same", 8, 1, 1), ("large", 8, 16, 1)):
+        random = np.random.RandomState(seed)
+        for name, low in (("dark", 0), ("light", 2000)):
+            os.makedirs("%s/%s" % (place, name))
+            for number in range(count):
+                values = random.randint(low, low + 2096, (16, 16)).astype(np.uint16) * factor
+                Image.fromarray(values).save("%s/%s/%d.png" % (place, name, number))
+    shutil.copy("run/dark/0.png", "large/dark/seen.png")
+    settings = dict(dataset="folder", image_size=16, blocks=(1,), growth_k=4, stem="3x3", batch_size=8)
+    Densenet.train(data_dir="run", run_name="deep", total_epochs=3, validation_size=4, **settings)
+    assert read("model/deep/settings.json")["data"]["pixel_range"] == [0, 4096]
+    same = Densenet.evaluate(run_name="deep", data_dir="same")
+    capsys.readouterr()
+    large = Densenet.evaluate(run_name="deep", data_dir="large", pixel_range=(0, 65536))
+    assert (large["accuracy"], large["loss"]) == (same["accuracy"], pytest.approx(same["loss"], rel=1e-5))
+    assert "16 images are evaluated, 1 that it was trained on or chosen by are left out" in capsys.readouterr().out
+    assert Densenet.evaluate(run_name="deep", data_dir="large")["loss"] != large["loss"]
+    with pytest.raises(UserError, match="run are those of the run, which read them with pixel_range=0.*,4096.*: leave"):
+        Densenet.evaluate(run_name="deep", pixel_range=(0, 65536))
+
+
 def test_a_run_remembers_that_it_used_truncated_images(folder):
     random = np.random.RandomState(0)
     for name in "ab":
@@ -534,6 +593,9 @@ def test_the_plain_command_finds_the_run_on_digits(runs, tmp_path, monkeypatch):
         trained_parts()
     os.rename("model/kept", "model/digits")
     assert trained_parts()[0].blocks == (1, 1)  # the plain command
+    os.rename("model/digits", "model/source")
+    Densenet.train(dataset="digits", weights="source", total_epochs=1)
+    assert trained_parts(weights="source")[0].run_name == "digits-weights=source"
 
 
 @pytest.fixture
@@ -605,7 +667,8 @@ def test_what_weights_cannot_do_without_a_run_is_refused(weights_alone, tiny_mni
     for mode, changes, sentence in (
             ("predict", dict(run_name="none"), "no trained run model/none: .* leave run_name out to use the weights"),
             ("export", dict(dataset="folder"), "leave dataset out"),
-            ("predict", dict(weights="source", image_size=None), "source are those of a run: give run_name=source"),
+            ("predict", dict(weights="source", image_size=None), "no trained run model/.*weights=source.*: leave mode "
+             "out to train it from the weights of run source, or give run_name=source, and no weights"),
             ("predict", dict(weights=headless), "b.safetensors has no classifier: leave mode= out to train one"),
             ("predict", dict(growth_k=5), "does not fit the network")):
         with pytest.raises(UserError, match=sentence):

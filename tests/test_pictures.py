@@ -1,5 +1,6 @@
 """Pixels of the pictures of an evaluation."""
 
+import dataclasses
 import io
 import os
 
@@ -55,6 +56,16 @@ def test_ten_classes_fit_on_a_card_with_legible_numbers(names):
     assert max(pixels.shape[:2]) <= 1.1 * CARD and len(lines) == 11
     left, _, right, _ = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), "992")
     assert set(np.diff(lines)) == {lines[1] - lines[0]} and lines[1] - lines[0] > right
+
+
+@pytest.mark.parametrize("names,drawn", [
+    (["American shorthair", "American wirehair", "cat"], ["Ameri~ha#0", "Ameri~ha#1", "cat"]),
+    (["猫", "犬", "chèvre", "Müller"], ["?#0", "?#1", "chevre", "Muller"]), (["a", "a?", "aé"], ["a", "a?", "ae"])])
+def test_the_names_in_a_picture_are_distinct(names, drawn, monkeypatch):
+    found = []
+    monkeypatch.setattr("support.pictures.confusion_picture", lambda confusion, totals, names: found.append(names))
+    pictures_of(dataclasses.replace(from_matrix(np.eye(len(names), dtype=int), []), mistakes=[]), None, names)
+    assert found == [drawn]
 
 
 def test_many_classes_are_shown_by_those_that_are_confused_most():

@@ -107,6 +107,28 @@ def test_an_image_unlike_the_training_images_is_pointed_out(run, capsys):  # noq
         Densenet.evaluate(handwriting=True, **run)
 
 
+@MNIST
+def test_handwriting_is_read_as_other_images_are(run, capsys):  # noqa: F811
+    page = np.full([200, 300], 255, np.uint8)
+    page[30:90, 100:120] = 0
+    Image.fromarray(page).save("whole.jpg")
+    with open("whole.jpg", "rb") as file:
+        content = file.read()
+    for name, size in (("noend.jpg", -2), ("half.jpg", -len(content) // 4)):
+        with open(name, "wb") as file:
+            file.write(content[:size])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(np.rot90(page)).save("turned.png", exif=turned)
+    answers = Densenet.predict(images=["whole.jpg", "noend.jpg", "turned.png"], handwriting=True, **run)
+    for answer in answers[1:]:
+        np.testing.assert_allclose(answer["probabilities"], answers[0]["probabilities"], atol=0.02)
+    with pytest.raises(UserError, match="1 of 1 files were skipped"):
+        Densenet.predict(images="half.jpg", handwriting=True, **run)
+    Densenet.predict(images="half.jpg", handwriting=True, truncated_images=True, **run)
+    assert "half.jpg  truncated" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("run", ["folder"], indirect=True)
 def test_photographs_have_no_handwriting(run):  # noqa: F811
     image_files(run["run_name"])
@@ -223,11 +245,29 @@ def test_answers_are_kept_where_there_are_no_new_ones(run, monkeypatch):  # noqa
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prediction, "_answers", interrupted)
     for arguments, error in (({}, KeyboardInterrupt), ({"checkpoint": "dense.ckpt-99"}, UserError)):
-        with pytest.raises(error):
+        with monkeypatch.context() as patch, pytest.raises(error):
+            patch.setattr(prediction, "_answers", interrupted)
             Densenet.predict(images="images", json="answers.json", **dict(run, **arguments))
         assert read("answers.json") == answers and not os.path.exists("answers.json.new")
+    with pytest.raises(UserError, match="1 of 1 files were skipped"):
+        Densenet.predict(images="absent.png", json="answers.json", **run)
+    assert read("answers.json") == answers
+
+
+@MNIST
+def test_what_a_file_is_called_stays_in_its_line(run, capsys):  # noqa: F811
+    image_files(run["run_name"])
+    os.rename("images/0.png", "images/a\nb.png")
+    os.rename("images/1.png", "images/\x1b[31m.png")
+    with open("images/c\nd.png", "w"):
+        pass
+    with pytest.raises(UserError, match="1 of 5"):
+        Densenet.predict(images="images", json="answers.json", **run)
+    lines = capsys.readouterr().out.split("\n")
+    for name in ("a\nb.png", "\x1b[31m.png", "c\nd.png"):
+        assert [line for line in lines if line.startswith(repr("images/" + name) + "  ")], name
+    assert {answer["image"] for answer in read("answers.json")} >= {"images/a\nb.png", "images/\x1b[31m.png"}
 
 
 @MNIST

@@ -57,11 +57,19 @@ def test_overrides(module):
                       "name": "a-b=1,2"}
 
 
+@pytest.mark.parametrize("name,value,expected", [
+    ("share", "0.0", 0), ("share", 0.0, 0), ("share", "1e-1", 0.1), ("share", 0.2, 0.2), ("share", np.int64(3), 3),
+    ("share", "7", 7), ("loud", np.True_, True), ("loud", 1, True), ("loud", "no", False), ("loud", np.False_, False)])
+def test_values_may_be_written_in_every_usual_way(module, name, value, expected):
+    found = given(module, **{name: value})[name]
+    assert found == expected and type(found) is type(expected)
+
+
 @pytest.mark.parametrize("argument", [
     "rate=1.5", "rate=-0.1", "rate=nan", "rate=inf", "rate=", "rate=abc", "rate=None", "count=0", "count=11",
     "count=2.5", "count=abc", "count=1e1", "count=" + "9" * 5000, "layers=", "layers=1,,2", "layers=0",
     "layers=1,2,3,4", "loud=2", "loud=", "kind=sgd", "kind=", "folder=", "folder=a\0b", "name=a/b", "name=..",
-    "name=.x", "share=1.0", "share=1.5", "share=0.0", "share=10", "share=-1", "count=None",
+    "name=.x", "share=1.0", "share=1.5", "share=True", "share=10", "share=-1", "count=None",
     "name=a\n", "name=" + "a" * 201, "name=" + "空" * 100, "folder=a[b", "folder=*", "folder=a?", "answers=a\0",
     "files=a,\0", "files=,", "range=", "range=1", "range=1,2,3", "range=2,1", "range=1,1", "range=nan,1", "range=0,inf",
     "range=a,b", "range=Auto,1"])

@@ -147,6 +147,19 @@ def test_pictures_come_with_each_evaluation(logs):
                 assert image.size == (value.image.width, value.image.height) and len(set(image.getdata())) > 2
 
 
+def test_pictures_and_embedding_are_at_the_step_of_the_tested_weights(tiny_mnist, folder, monkeypatch):
+    """The curves end with the last step."""
+    scores = iter([0.9, 0.1])
+    monkeypatch.setattr("support.evaluation.Evaluation.score", lambda self, best_by: next(scores, 0.0))
+    result = Densenet.train(arguments_for(tiny_mnist, "mine"))
+    assert result["checkpoint"] == "best/dense.ckpt-6" and result["steps"] == 12
+    assert list(curves("logs/mine/ev*")["accuracy"]) == [12]
+    for tag in ("confusion_matrix", "feature_reuse/dense_final"):
+        assert [step for step, _ in values("logs/mine", tag)] == [6]
+    with open("logs/mine/projector_config.pbtxt") as file:
+        assert "45 test images, step 6" in file.read()
+
+
 def test_the_embedding_of_the_test_images_is_written_for_the_projector(logs):
     with open(logs[0] + "/projector_config.pbtxt") as file:
         assert "projector/embedding-12.tsv" in file.read()

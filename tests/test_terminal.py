@@ -70,7 +70,12 @@ def test_values_without_effect_are_left_out(capsys):
     config = Densenet.choose(augmentation=False, optimizer="momentum")
     lines = header(capsys, config)
     assert lines[3] == "images   not augmented" and "epsilon" not in lines[2]
-    assert "every second epoch" not in header(capsys, Densenet.choose(flip=False, alternate_flip=True))[3]
+    assert not [line for line in lines if line.startswith("unused")]
+    lines = header(capsys, Densenet.choose(optimizer="sgd", epsilon=1e-3, flip=False, alternate_flip=True, seed=3))
+    assert "every second epoch" not in lines[3]
+    assert "unused   epsilon=0.001, alternate_flip=True: other settings turn that off" in lines
+    lines = header(capsys, Densenet.choose(augmentation=False, rotation=20, cutout=0))
+    assert "unused   rotation=20: other settings turn that off" in lines
 
 
 def test_given_values_are_shown_once_and_paths_only_where_they_are_used(capsys):
