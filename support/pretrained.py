@@ -133,10 +133,16 @@ def look_up(weights, model_dir, network="custom"):
                                              shortened(runs) or "none yet"))
 
 
+@functools.lru_cache(256)
+def _say_once(line):
+    """Prints a line that is due each time the settings are read, which a command does several times."""
+    say(line)
+
+
 def _say_if_ambiguous(taken, in_model_dir, run):
     if run == in_model_dir:
-        say("weights=%s: %s of this name, not the run; for the run set weights=%s"
-            % (os.path.basename(run), taken, run))
+        _say_once("weights=%s: %s of this name, not the run; for the run set weights=%s"
+                  % (os.path.basename(run), taken, run))
 
 
 def fit(weights, shapes, class_names):
@@ -331,7 +337,7 @@ def _of_checkpoint(path, name=None):
     except UserError as error:
         if name is None or isinstance(error, _Foreign):
             raise
-        say("skipped %s: it is damaged or incomplete" % path)
+        _say_once("skipped %s: it is damaged or incomplete" % path)
         raise _Skipped from None
     recorded = _recorded(folder)
     names = _facts(recorded).get("class_names")
@@ -344,8 +350,8 @@ def _of_checkpoint(path, name=None):
         settings.update({"image_size": shape[0]} if isinstance(shape, list) and shape else {})
     else:
         settings = parts_of({variable: value.shape for variable, value in weights.values.items()}, path)
-        say("%s is without the settings.json of its run: stem, transition_pooling and norm_epsilon have to be given "
-            "where they are not the usual ones" % path)
+        _say_once("%s is without the settings.json of its run: stem, transition_pooling and norm_epsilon have to be "
+                  "given where they are not the usual ones" % path)
     # Of a run the name alone: what starts from it is resumed by the same command, also when the run has gone on.
     identity = re.sub(r"[^\w=,.+-]", "_", name or "%s-%s" % (os.path.basename(folder), os.path.basename(path)))
     return StartingPoint(identity, settings, mean, deviation, lambda _: weights, os.path.basename(folder),
