@@ -68,7 +68,8 @@ def _named(present, names):
     """The present names that equal one of `names` by their `key`: exact ones first, in the order of `names`."""
     keys = {key(name) for name in names}
     exact = [name for name in names if name in present]
-    return exact + [name for name in present if key(name) in keys and name not in exact]
+    return exact + [name for name in present
+                    if key(name) in keys and name not in exact and not name.startswith(".")]  # as a Mac adds to others
 
 
 def similar(pattern, folders, used=()):

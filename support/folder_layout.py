@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 import re
+import unicodedata
 import warnings
 
 from PIL import Image
@@ -27,6 +28,7 @@ PROGRAM_FOLDERS = tuple(os.path.join(os.path.dirname(os.path.dirname(os.path.abs
 NO_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG")  # formats that Pillow recognises but never decodes
 OPENED = 100  # maximum number of files with the same ending that are opened in search of an image
 HEAT_MAP = ".heatmap"  # in the name of an image's heat map, if the image's own name does not end like one
+UNSHOWN = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of characters that names of classes have not
 LISTED = 5  # maximum number of names in a note
 
 TRAINING, VALIDATION, TEST, EVALUATION = "training", "validation", "test", "evaluation"
@@ -101,14 +103,14 @@ def layout_of(data_dir, excluded=(), evaluated=False):
     names = sorted(set(train.holding).union(*(folder.holding for folder in roles.values()))) if evaluated else (
         train.holding)
     if len(names) < (1 if evaluated else 2):
-        raise DataError(_too_few(train))
+        raise DataError(_too_few(tree, train))
     for name in names:
-        if not name.isprintable():  # for example, it is not UTF-8
+        if any(unicodedata.category(letter) in UNSHOWN for letter in name):  # for example, it is not UTF-8
             raise DataError("%s has a sub-folder %r: give it a name of letters that can be shown"
                             % (printable(train.path), name))
     _check_classes(tree, train)
     _check_and_note_splits(roles, train, names, notes)
-    _note_left_out([root, train, *roles.values()], names, notes)
+    _note_left_out(tree, [root, train, *roles.values()], names, notes)
     _note_sub_folders(tree, train, notes)
     return Layout(names, _files(tree, train, roles, names), TEST not in roles, notes)
 
@@ -310,12 +312,18 @@ def _roles(tree, root):
     return {role: folders[0] for role, folders in found.items()}, flat, others
 
 
-def _innermost(tree, path, role):
-    """Scans the folder of a role, or the one of the same role that is all it holds (`seg_train/seg_train`)."""
+def _innermost(tree, path, role=None):
+    """Scans a folder, or the one that is all it holds.
+
+    Args:
+        role: of the folder. The inner one must have the same (`seg_train/seg_train`), or a name that says nothing
+            (`train/images`). None: any name will do.
+    """
     folder = tree.scan(path)
     while len(folder.holding) == 1 and not folder.loose:
         (name,) = folder.holding
-        if name != os.path.basename(folder.path) and _role_names([name]).get(name) != role:
+        if role and name != os.path.basename(folder.path) and name.casefold() not in AFFIXES and (
+                _role_names([name]).get(name) != role):
             break
         folder = tree.scan(os.path.join(folder.path, name))
     return folder
@@ -342,11 +350,12 @@ def _classes_beside(root, roles, flat, others, notes):
     return train
 
 
-def _too_few(folder):
+def _too_few(tree, folder):
     """Returns the sentence for a folder without two folders of images."""
     if folder.loose and not folder.holding:
         return _unlabelled([folder.path])
-    found = [*folder.holding, *("%s without images" % name for name in folder.barren)]
+    found = [*folder.holding, *("%s without images%s" % (name, _files_of(tree, path))
+                                for name, path in zip(folder.barren, _paths(folder, folder.barren)))]
     return ("%s has %s with images, not one for each of two classes or more%s: set data_dir to the folder that holds "
             "them, or put the images of each class into a folder of its own"
             % (printable(folder.path), "1 sub-folder" if folder.holding else "0 sub-folders",
@@ -371,18 +380,27 @@ def _note_unused(root, flat, others, notes):
 
 def _check_classes(tree, train):
     """Raises DataError where what would be classes are parts of a data set, or each has folders of roles in it."""
-    if len(train.holding) < 2 or any(tree.has_images_directly(path) for path in _paths(train, train.holding)):
+    deep = [path for path in _paths(train, train.holding) if not tree.has_images_directly(path)]
+    if len(train.holding) < 2 or not deep:
         return
-    inner = [tree.scan(path).holding for path in _paths(train, train.holding)]
-    if all(len(names) > 1 and len(_role_names(names)) == len(names) for names in inner):
+    folders = [_innermost(tree, path) for path in deep]
+    inner = [folder.holding for folder in folders]
+    of_roles = [len(names) > 1 and len(_role_names(names)) == len(names) for names in inner]
+    if all(of_roles) and len(deep) == len(train.holding):
         raise DataError("%s has %s inside of each class: put the classes into these folders, as in %s"
                         % (printable(train.path), _listing(inner[0]),
                            printable(os.path.join(train.path, inner[0][0], train.holding[0]))))
+    if any(of_roles):
+        whole = folders[of_roles.index(True)]
+        raise DataError("%s has the folders %s, as a data set has and a class has not: set data_dir to it, or take "
+                        "what lies beside it in %s away" % (printable(whole.path), _listing(whole.holding),
+                                                            printable(train.path)))
     shared = sorted(set(inner[0]).intersection(*inner))
-    if len(shared) < 2:
+    if len(shared) < 2 or len(deep) < len(train.holding):
         return
     words = {re.sub(r"[\W\d_]+", "", name) for name in train.holding}
-    if len(words) == 1 and words != {""}:  # fold1, fold2, …
+    of_a_role = [any(map(ROLE_WORD.fullmatch, re.findall(r"[^\W\d_]+", name.casefold()))) for name in train.holding]
+    if len(words) == 1 and words != {""} or all(of_a_role):  # fold1, fold2, …; train_70, test_30
         raise DataError(
             "%s all have the sub-folders %s, which seem to be the classes: name the folders above them train, "
             "validation and test, or set data_dir to one of them" % (_listing(_paths(train, train.holding)),
@@ -402,7 +420,7 @@ def _check_and_note_splits(roles, train, names, notes):
                             % (printable(folder.path), printable(unknown[0]), printable(train.path)))
 
 
-def _note_left_out(folders, classes, notes):
+def _note_left_out(tree, folders, classes, notes):
     """Notes loose images, folders without images and links that lead nowhere, in data_dir and in folders of roles."""
     folders = list({folder.path: folder for folder in folders}.values())
     loose = [folder.path for folder in folders if folder.loose]
@@ -411,10 +429,18 @@ def _note_left_out(folders, classes, notes):
     barren = [path for number, folder in enumerate(folders)
               for path in _paths(folder, [name for name in folder.barren if not (number and name in classes)])]
     if barren:
-        notes.append("not classes, for they hold no images: %s" % _listing(barren))
+        notes.append("not classes, for they hold no image that can be read: %s"
+                     % shortened([printable(path) + _files_of(tree, path) for path in barren], LISTED))
     dangling = [path for folder in folders for path in _paths(folder, folder.dangling)]
     if dangling:
         notes.append("not used, for the links lead nowhere: %s" % _listing(dangling))
+
+
+def _files_of(tree, path):
+    """How many files of which kind a folder without images holds, in brackets, such as 500 .heic."""
+    endings = collections.Counter(os.path.splitext(name)[1].lower() for name in tree.entries(path)[1])
+    (ending, count), = endings.most_common(1) or [("", 0)]
+    return ending and " (%d %s)" % (count, printable(ending))
 
 
 def _note_sub_folders(tree, train, notes):

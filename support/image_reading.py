@@ -22,6 +22,7 @@ EMPTY_EXIF = 31  # bytes; a longer block has an entry
 ORIENTATION_UNKNOWN = "orientation unknown"
 CUT_OFF = "truncated"
 
+PHOTOMETRIC, BITS, SAMPLE_FORMAT, UNSIGNED, SIGNED = 262, 258, 339, 1, 2  # TIFF tags, and values of the third
 CONTAINERS = ("ICO", "ICNS")  # formats whose header does not say the depth of the images in a file
 CONVERTED = {"La": "LA", "LAB": "RGB"}  # the only mode that Pillow converts these to
 JPEG, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -60,7 +61,10 @@ def read_image(path, side, channels, pixel_range=None, truncated=False, notes=No
         image = upright(stored, notes)
         if _is_deep(image.mode):
             values = np.asarray(image)
-            image = Image.fromarray(to_bytes(values, pixel_range or _earlier_range(values)))
+            grey = to_bytes(values, pixel_range or _earlier_range(values))
+            # Pillow undoes this by itself in images of 8 bits alone.
+            white_is_zero = stored.format == "TIFF" and stored.tag_v2.get(PHOTOMETRIC) == 0
+            image = Image.fromarray(255 - grey if white_is_zero else grey)
         if image.mode in CONVERTED:
             image = image.convert(CONVERTED[image.mode])
         if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -275,6 +279,27 @@ def _decoded(source, size):
 
 def opened(path, size, truncated, notes):
     """Opens and decodes an image file, as far as it is readable. See `read_image`."""
+    image = _opened_or_repaired(path, size, truncated, notes)
+    kind = _misread(image)
+    if kind:
+        image.close()
+        raise ValueError("its values are %s, which Pillow reads as others: save it with values of another type" % kind)
+    return image
+
+
+def _misread(image):
+    """The type of the values of a TIFF image that Pillow takes for those of another type; None: it is read right."""
+    if image.format != "TIFF":
+        return None
+    bits, kind = image.tag_v2.get(BITS, (1,))[0], image.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,))[0]
+    if bits == 8 and kind == SIGNED:
+        return "signed integers of 8 bits"
+    if bits == 32 and kind == UNSIGNED and image.mode == "I" and image.getextrema()[0] < 0:
+        return "unsigned integers of 32 bits above 2^31"
+    return None
+
+
+def _opened_or_repaired(path, size, truncated, notes):
     try:
         return _decoded(path, size)
     except MemoryError:

@@ -586,7 +586,7 @@ def test_a_folder_without_images_that_is_no_class_is_noted(tmp_path):
         put(str(tmp_path / "test" / name), b"text")
     layout = layout_of(str(tmp_path))
     (barren,) = layout.notes
-    assert barren.endswith("no images: %s" % (tmp_path / "test" / "c"))
+    assert barren.endswith("no image that can be read: %s (1 .txt)" % (tmp_path / "test" / "c"))
     assert layout.files[-1] == (str(tmp_path / "test" / "b" / "list.txt"), 1, "test")  # the decoder names it
 
 
@@ -632,10 +632,40 @@ def test_folders_of_roles_are_no_classes_without_others_beside_them(tmp_path, na
     assert "put those of each class into a folder" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("whole,beside", [
+    ("data", "figures"), ("data", "figures/deep"), ("Plants(Augmented)/Plants(Augmented)", "test/test")])
+def test_a_data_set_is_no_class_beside_other_folders(tmp_path, whole, beside):
+    plant(*(tmp_path / whole / role / name for role in ("train", "valid") for name in "ab"), tmp_path / beside)
+    assert "%s has the folders train, valid, as a data set has" % (tmp_path / whole) in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("train_70", "test_30"), ("train80", "test20"), ("my_train", "test_final")])
+def test_splits_by_other_names_are_no_classes(tmp_path, names):
+    plant(*(tmp_path / split / name for split in names for name in "ab"))
+    assert "name the folders above them train, validation and test" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("inner", ["images", "data", "train"])
+def test_the_classes_of_a_split_may_lie_in_a_folder_that_says_nothing(tmp_path, inner):
+    plant(*(tmp_path / role / (role if inner == "train" else inner) / name for role in ("train", "test")
+            for name in "ab"))
+    assert counts(layout_of(str(tmp_path))) == {"train": {"a": 6, "b": 6}, "test": {"a": 6, "b": 6}}
+
+
+def test_names_of_classes_may_have_joiners_and_other_spaces(tmp_path):
+    names = ["cat\u00a0food", "\u0645\u06cc\u200c\u062e", "\u732b\u3000\u767d"]
+    plant(*(tmp_path / name for name in names))
+    assert layout_of(str(tmp_path)).class_names == names
+
+
 def test_one_class_or_none_is_refused_with_what_was_found(tmp_path):
     assert "has 0 sub-folders with images" in refusal(tmp_path)
     (tmp_path / "void").mkdir()
     assert "(void without images)" in refusal(tmp_path)
+    put(str(tmp_path / "owls" / "1.HEIC"), b"0000ftypheic")
+    assert "(owls without images (1 .heic), void without images)" in refusal(tmp_path)
+    os.remove(str(tmp_path / "owls" / "1.HEIC"))
+    os.rmdir(str(tmp_path / "owls"))
     plant(tmp_path / "cats")
     assert "has 1 sub-folder with images" in refusal(tmp_path) and "(cats, void without images)" in refusal(tmp_path)
     assert str(tmp_path / "cats" / "cats") in refusal(tmp_path / "cats")  # images without any folder

@@ -357,6 +357,41 @@ def test_a_deep_image_with_damaged_metadata_counts_for_the_scale(tmp_path):
     assert range_of([put(tmp_path / "text.png", b"no image"), path]) == ((0, 1024), [])
 
 
+def tiff(path, values, white_is_zero=False, kind=1):
+    """Writes values [H, W] of any type as an uncompressed TIFF file (TIFF 6.0, sections 2 and 4, tag 339)."""
+    data, (height, width) = values.tobytes(), values.shape
+    tags = [(256, width), (257, height), (258, 8 * values.itemsize), (259, 1), (262, int(not white_is_zero)),
+            (273, 8 + 2 + 12 * 10 + 4), (277, 1), (278, height), (279, len(data)), (339, kind)]
+    with open(str(path), "wb") as file:
+        file.write(b"II*\0" + struct.pack("<IH", 8, len(tags)))
+        file.write(b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags))
+        file.write(struct.pack("<I", 0) + data)
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2"])
+def test_white_may_be_zero(tmp_path, dtype):
+    grey = np.tile(np.arange(8, dtype=np.uint8) * 32, (8, 1))
+    values = (grey.astype(dtype) << (8 * (np.dtype(dtype).itemsize - 1))).astype(dtype)
+    for white_is_zero in (False, True):
+        path = tiff(tmp_path / "a.tif", values, white_is_zero)
+        expected = np.repeat(255 - grey if white_is_zero else grey, 3).reshape(8, 8, 3)
+        np.testing.assert_array_equal(read_image(path, 8, 3, (0.0, 65536.0)), expected)
+
+
+@pytest.mark.parametrize("values,kind,name", [
+    (np.tile(np.arange(-64, 64, 16, dtype=np.int8), (8, 1)), 2, "signed integers of 8 bits"),
+    (np.tile(np.arange(8, dtype="<u4") * 500000000, (8, 1)), 1, "unsigned integers of 32 bits above 2")])
+def test_values_that_pillow_reads_as_others_are_no_image(tmp_path, values, kind, name):
+    path = tiff(tmp_path / "a.tif", values, kind=kind)
+    for truncated in (False, True):
+        with pytest.raises(ValueError, match=name):
+            read_image(path, 8, 3, truncated=truncated)
+        assert range_of([path], truncated) == (None, [])
+    path = tiff(tmp_path / "b.tif", np.abs(values.astype("<i4")) // 2, kind=1)
+    assert read_image(path, 8, 3).shape == (8, 8, 3)
+
+
 def test_damaged_metadata_of_a_jpeg_do_not_matter(tmp_path):
     content = content_of(smooth(40, 40), "JPEG")
     plain = read_image(put(tmp_path / "a", content), 16, 3)

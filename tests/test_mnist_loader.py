@@ -190,6 +190,15 @@ def test_files_are_found_in_other_forms_and_places(tmp_path, pattern):
     assert data.train.labels.tolist() == [3, 1, 4, 1, 5, 0, 9, 2, 6, 7, 8] and data.test.labels.tolist() == [5, 3]
 
 
+def test_what_a_mac_adds_to_each_file_is_not_taken_for_it(tmp_path):
+    names = [name.replace("-idx", ".idx") for name in DASHES]
+    train_images, _ = write_set(tmp_path, names)
+    for name in names:
+        (tmp_path / ("._" + name)).write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ")
+    data = mnist_loader.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+    np.testing.assert_array_equal(data.train.images[..., 0], train_images)
+
+
 def test_a_folder_with_all_files_is_preferred_to_a_mixture(tmp_path):
     write_set(tmp_path / "mnist", DASHES, seed=1)
     os.remove(str(tmp_path / "mnist" / DASHES[3]))
