@@ -23,7 +23,7 @@ from support.prefetch import mapped_by_threads
 from support.run_directory import fcntl
 
 CHANNELS = 3
-CACHE_VERSION = 3  # of the content of the cache. A cache of another version is not used
+CACHE_VERSION = 4  # of the content of the cache. A cache of another version is not used
 TEST_SHARE = 1 / 6  # of each class's images, if there is no test folder
 SAMPLE = 4096  # bytes of a file
 LISTED = 10  # maximum number of unreadable files that the terminal lists
