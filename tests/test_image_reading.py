@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from support import image_reading
 from support.image_reading import CUT_OFF, ORIENTATION_UNKNOWN, range_of, read_image, to_bytes
@@ -385,7 +385,7 @@ def test_white_may_be_zero(tmp_path, dtype):
 def test_values_that_pillow_reads_as_others_are_no_image(tmp_path, values, kind, name):
     path = tiff(tmp_path / "a.tif", values, kind=kind)
     for truncated in (False, True):
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises((ValueError, UnidentifiedImageError), match=name + "|cannot identify"):  # by an older Pillow
             read_image(path, 8, 3, truncated=truncated)
         assert range_of([path], truncated) == (None, [])
     path = tiff(tmp_path / "b.tif", np.abs(values.astype("<i4")) // 2, kind=1)
