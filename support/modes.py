@@ -167,14 +167,10 @@ def _say_what_surprises(config, trained, run, data_dir):
 
 
 def _network_without_run(choose, config, run):
-    """The TrainedNetwork that is used where there is no run of these settings: the run on digits, or the weights.
+    """The TrainedNetwork where the settings `config` have no run at the path `run`: the run on digits, or the weights.
 
-    Args:
-        choose: `Densenet.choose`.
-        config: the settings.
-        run: where such a run would be.
     Raises:
-        UserError: there is neither.
+        UserError: there is neither, or the weights cannot be used as they are.
     """
     of_file = config.weights and not config.starting_point.run  # then the images are photos
     if config.dataset == "mnist" and config.digits_stand_in and "dataset" not in config.given and not of_file:
@@ -193,12 +189,8 @@ def _refuse(directory, name, recorded, given):
 
 
 def _network_of_weights(choose, config, run):
-    """The TrainedNetwork of the setting `weights`, as there is no run of these settings.
+    """The TrainedNetwork of the setting `weights`, where the settings `config` have no run at the path `run`.
 
-    Args:
-        choose: `Densenet.choose`.
-        config: the settings.
-        run: where such a run would be.
     Raises:
         UserError: a run is meant; the weights have no classifier, cannot be read or do not fit.
     """
