@@ -185,7 +185,7 @@ def build_step(blocks, bottleneck, memory_efficient, dropout_rate=0.0, transitio
 
 
 @pytest.mark.parametrize("bottleneck, dropout_rate, pooling", [
-    (True, 0.2, "average")] + [pytest.param(*options, marks=pytest.mark.campaign) for options in (
+    (True, 0.2, "average")] + [pytest.param(*options, marks=pytest.mark.once) for options in (
         (False, 0.2, "max"), (True, 0.0, "average"), (True, 0.0, "max"))])
 def test_the_memory_efficient_mode_changes_nothing(bottleneck, dropout_rate, pooling):
     """Compares the loss, the gradients and the variables after one step, with equal dropout masks."""
@@ -199,7 +199,7 @@ def test_the_memory_efficient_mode_changes_nothing(bottleneck, dropout_rate, poo
         np.testing.assert_allclose(efficient, plain, atol=1e-5)
 
 
-@pytest.mark.campaign
+@pytest.mark.once
 def test_activations_in_the_memory_efficient_mode_grow_linearly():
     """Counts the activation values that are kept for the gradients, for different numbers of layers in a block."""
     def kept(layers, memory_efficient):

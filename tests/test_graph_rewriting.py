@@ -14,10 +14,11 @@ from support.export import IMAGES, PROBABILITIES
 from support.graph_rewriting import rewritten
 from support.machine import has_fused_operations
 from support.networks import NETWORKS, STEMS, final_side
+from support.workers import Cluster
 
 QUICK = ("densenet_bc_28_12", "densenet_cifar")
-DEEPEST = ("densenet_161", "densenet_201", "densenet_full", "densenet_full_cifar", "densenet_bc_250_24",
-           "densenet_bc_190_40")
+DEEPEST = ("densenet_161", "densenet_169", "densenet_201", "densenet_full", "densenet_full_cifar",
+           "densenet_bc_250_24", "densenet_bc_190_40")
 SMALL = dict(network="custom", blocks=(2, 2), growth_k=4, bottleneck=True, flip_average=False)
 
 
@@ -43,7 +44,8 @@ def frozen_network(channels=3, count=3, **settings):
     config = Densenet.choose(**dict(dict(dataset="folder", flip_average=False), **settings))
     shape = next([side, side, channels] for side in range(8, 65) if final_side(config, (side, side)) >= 1)
     facts = {"image_shape": shape, "class_names": ["a", "b", "c"]}
-    with tf.Graph().as_default(), tf.Session() as sess:
+    # The session of a run: TensorFlow's graph optimizer, which it leaves out, takes longer than the images.
+    with tf.Graph().as_default(), tf.Session(config=Cluster(count, 1).session_config()) as sess:
         images, probabilities, *_ = modes.serving_graph(Densenet.inference, config, facts)
         randomize(sess)
         pixels = np.random.RandomState(1).randint(0, 256, [count] + shape).astype(np.uint8)

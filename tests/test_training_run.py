@@ -288,6 +288,7 @@ def test_nothing_is_written_among_the_images(folder, name):
     assert sorted(os.listdir("pets")) == ["a", "b"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("checkpoint", ["", "dense.ckpt-6"])
 def test_weights_of_another_run_of_that_name_are_refused(tiny_mnist, folder, checkpoint):
     for seed, place in enumerate(("first", "second")):
