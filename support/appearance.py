@@ -128,4 +128,5 @@ def _drawn(image):
     grey = np.array(image if image.mode[0] in "IF" else image.convert("L"), np.float64)
     numbers = np.isfinite(grey)
     grey[~numbers] = np.median(grey[numbers]) if numbers.any() else 0  # the median is the background
-    return grey if grey.max() <= 255 else grey * (255 / grey.max())
+    most = 1.0 if image.mode == "F" and grey.max() <= 1 else max(255.0, grey.max())
+    return grey * (255 / most)

@@ -85,7 +85,10 @@ class DataSet:
             found["truncated_images"] = True
         if self.skipped is not None:
             found["skipped"] = self.skipped
-        return found if self.pixel_range is None else dict(found, pixel_range=list(self.pixel_range))
+        if self.pixel_range is not None:
+            # Deep TIFF images with WhiteIsZero are read as they are shown; earlier versions did not.
+            found.update(pixel_range=list(self.pixel_range), white_is_zero=True)
+        return found
 
 
 def repeated(data, digests):
@@ -118,13 +121,13 @@ def same_data(first, second):
     """Whether two fingerprints are of the same images in the same splits.
 
     A pixel range that only one of them has does not count: earlier versions did not record it, and the checksum is that
-    of the scaled pixels, as of those of truncated files. Files that cannot be read count only for earlier versions,
-    which did not record their number, because they chose the test images among all files.
+    of the scaled pixels, as of those of truncated files and of negatives. Files that cannot be read count only for
+    earlier versions, which did not record their number, because they chose the test images among all files.
     """
     skipped = [found.get("skipped") for found in (first, second)]
     if None in skipped and any(skipped):
         return False
-    names = (set(first) | set(second)) - {"truncated_images", "skipped"}
+    names = (set(first) | set(second)) - {"truncated_images", "skipped", "white_is_zero"}
     if "pixel_range" not in set(first) & set(second):
         names.discard("pixel_range")
     return all(first.get(name) == second.get(name) for name in names)

@@ -28,7 +28,7 @@ PROGRAM_FOLDERS = tuple(os.path.join(os.path.dirname(os.path.dirname(os.path.abs
 NO_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG")  # formats that Pillow recognises but never decodes
 OPENED = 100  # maximum number of files with the same ending that are opened in search of an image
 HEAT_MAP = ".heatmap"  # in the name of an image's heat map, if the image's own name does not end like one
-UNSHOWN = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of characters that names of classes have not
+UNSHOWN = ("Cc", "Cs", "Co", "Zl", "Zp")  # categories of characters that names of classes have not
 LISTED = 5  # maximum number of names in a note
 
 TRAINING, VALIDATION, TEST, EVALUATION = "training", "validation", "test", "evaluation"
@@ -316,16 +316,17 @@ def _innermost(tree, path, role=None):
     """Scans a folder, or the one that is all it holds.
 
     Args:
-        role: of the folder. The inner one must have the same (`seg_train/seg_train`), or a name that says nothing
-            (`train/images`). None: any name will do.
+        role: of the folder. The inner one must have the same (`seg_train/seg_train`), or a name that says nothing and
+            folders of images in it (`train/images`). None: any name will do.
     """
     folder = tree.scan(path)
     while len(folder.holding) == 1 and not folder.loose:
         (name,) = folder.holding
-        if role and name != os.path.basename(folder.path) and name.casefold() not in AFFIXES and (
-                _role_names([name]).get(name) != role):
+        inner = tree.scan(os.path.join(folder.path, name))
+        if role and name != os.path.basename(folder.path) and _role_names([name]).get(name) != role and not (
+                name.casefold() in AFFIXES and inner.holding):
             break
-        folder = tree.scan(os.path.join(folder.path, name))
+        folder = inner
     return folder
 
 
@@ -390,8 +391,9 @@ def _check_classes(tree, train):
         raise DataError("%s has %s inside of each class: put the classes into these folders, as in %s"
                         % (printable(train.path), _listing(inner[0]),
                            printable(os.path.join(train.path, inner[0][0], train.holding[0]))))
-    if any(of_roles):
-        whole = folders[of_roles.index(True)]
+    for whole in (folder for folder, splits in zip(folders, of_roles) if splits):
+        if not any(len(_innermost(tree, path).holding) > 1 for path in _paths(whole, whole.holding)):
+            continue  # a class whose images are in train/ and test/
         raise DataError("%s has the folders %s, as a data set has and a class has not: set data_dir to it, or take "
                         "what lies beside it in %s away" % (printable(whole.path), _listing(whole.holding),
                                                             printable(train.path)))

@@ -123,8 +123,10 @@ def _cache(files, side, data_dir, cache_dir, pixel_range, truncated):
 
     pixel_range = pixel_range and tuple(map(float, pixel_range))
     cache = named(pixel_range)
-    if pixel_range and os.path.isdir(named(None)) and tuple(_read(named(None), side)[0]["pixel_range"]) == pixel_range:
-        return named(None)  # the same scale, found in the images
+    unscaled = named(None) if pixel_range else cache
+    if cache != unscaled and os.path.isdir(unscaled) and (
+            tuple(_read(unscaled, side)[0]["pixel_range"]) == pixel_range):
+        return unscaled  # the same scale, found in the images
     try:
         os.makedirs(cache_dir, exist_ok=True)
         if not os.path.isdir(cache):

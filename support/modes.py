@@ -71,21 +71,24 @@ class TrainedNetwork:
     def data(self, prepare_data):
         """(the DataSet in `data_dir`, read as the run's were; the settings; whether it is the run's own).
 
-        To evaluate other data, another `pixel_range` may be given.
+        To evaluate other images of more than 8 bits, another `pixel_range` may be given.
 
         Raises:
             UserError: the data cannot be read; another `pixel_range` is given for the run's own.
         """
-        asked = self.config.pixel_range if self.config.mode == "evaluate" else "auto"
-        recorded = tuple(self.facts.get("pixel_range") or ()) or "auto"
+        asked, recorded = self.config.pixel_range, tuple(self.facts.get("pixel_range") or ()) or "auto"
+        differs = self.config.dataset == "folder" and asked not in ("auto", recorded)
+        if differs:
+            say("to tell which images in %s the run was trained on, they are first read with its pixel_range=%s"
+                % (self.config.data_dir, settings.shown(recorded)))
         self.config.pixel_range = recorded
         self.config.truncated_images |= self.facts.get("truncated_images", False)
         data, config = prepare_data(self.config)
         is_own = same_data(data.fingerprint(), self.facts) and self.directory.has_seen(data)
-        if asked not in ("auto", recorded):
-            if is_own:
-                raise UserError("the images in %s are those of the run, which read them with pixel_range=%s: leave "
-                                "pixel_range out" % (config.data_dir, settings.shown(recorded)))
+        if is_own and differs and recorded != "auto":  # else it has no image that this concerns
+            raise UserError("the images in %s are those of the run, which read them with pixel_range=%s: leave "
+                            "pixel_range out" % (config.data_dir, settings.shown(recorded)))
+        if differs and not is_own:
             digests = data.digests  # as the run's, so that those of its images are known again
             self.config.pixel_range = asked
             data, config = prepare_data(self.config)
@@ -128,6 +131,8 @@ def trained_network(choose, arguments=(), **overrides):
     weights = trained_with.pop("weights")
     views = {view for view, _, _ in VIEWS} & set(config.given)  # how a network is used, not how it was trained
     trained_with = {name: value for name, value in trained_with.items() if name not in views}
+    if facts.get("pixel_range") and (config.mode == "export" or "pixel_range" not in config.given):
+        trained_with["pixel_range"] = tuple(facts["pixel_range"])  # other images may be given with another scale
     # Standard data sets are sought where they usually are, if the recorded folder is not here or cannot be a setting.
     kept = data_dir and (recorded.get("dataset") == "folder" or os.path.isdir(data_dir) and data_dir.isprintable())
     where = {"data_dir": data_dir} if kept and "data_dir" not in config.given else {}
@@ -143,19 +148,27 @@ def trained_network(choose, arguments=(), **overrides):
             _refuse(directory, name, getattr(trained, name), given)
     if config.weights and config.identities["weights"] != weights:
         _refuse(directory, "weights", weights, config.identities["weights"])
-    _say_what_surprises(config, trained, directory.path, data_dir)
+    _say_what_surprises(config, trained, directory.path, facts, data_dir)
     return TrainedNetwork(trained, directory, facts)
 
 
-def _say_what_surprises(config, trained, run, data_dir):
+def _say_what_surprises(config, trained, run, facts, data_dir):
     """Prints a line where a run's network does not work as the settings may be understood.
 
     Args:
         config: the settings.
         trained: those of the run, with what is given for its use.
         run: its directory.
-        data_dir: where the run's data were; None: not recorded.
+        facts: what is recorded of its data.
+        data_dir: where they were; None: not recorded.
     """
+    if facts.get("pixel_range") and not facts.get("white_is_zero"):
+        say("%s was trained by an earlier version, which read TIFF images of more than 8 bits with WhiteIsZero as "
+            "negatives: if it was trained on such images, its answers for them are wrong now; train it again" % run)
+    own_range = tuple(facts.get("pixel_range") or ())
+    if config.mode == "predict" and own_range and trained.pixel_range not in ("auto", own_range):
+        say("%s was trained with pixel_range=%s: these images are read with pixel_range=%s"
+            % (run, settings.shown(own_range), settings.shown(trained.pixel_range)))
     for view, change, off in VIEWS:
         if getattr(trained, view) and not (trained.augmentation and getattr(trained, change)):
             say("%s averages over views that it was not trained on (%s=%s): %s=%s leaves them out"

@@ -210,8 +210,8 @@ class _Reading:
 def _answer(file, probabilities, class_names):
     """Prints the three most probable classes of a file; returns its part of the answers."""
     order = np.argsort(-probabilities, kind="stable")  # of equal ones the first, as the map's class
-    say("%s  %s" % (printable(file), "  ".join("%s %.2f%%" % (class_names[index], 100 * probabilities[index])
-                                    for index in order[:3])))
+    best = ["%s %.2f%%" % (class_names[index], 100 * probabilities[index]) for index in order[:3]]
+    say("%s  %s" % (printable(file), "  ".join(best)))
     return {"image": file, "classes": [class_names[index] for index in order],
             "probabilities": probabilities[order].tolist()}
 

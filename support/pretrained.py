@@ -135,7 +135,7 @@ def look_up(weights, model_dir, network="custom"):
 
 @functools.lru_cache(256)
 def _say_once(line):
-    """Prints a line that is due each time the settings are read, which a command does several times."""
+    """Prints a line once in a process. It is due whenever the settings are read, which a command does several times."""
     say(line)
 
 

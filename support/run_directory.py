@@ -19,6 +19,7 @@ except ImportError:  # Windows: no lock between processes
     fcntl = None
 
 CHECKPOINT = "dense.ckpt"
+SAVED = ("progress.json", "result.json")  # written after a checkpoint, so that one was there
 AS_PATHS = {"encoding": "utf-8", "errors": "surrogateescape"}  # of text files that hold paths, which may be any bytes
 FOLDER_ONLY = ("image_size", "crop_area")  # settings without effect on data sets whose images have their own size
 WEIGHTS_OF = "weights_of"  # recorded beside the settings: which run `weights` names, by a digest of its settings
@@ -121,7 +122,7 @@ class RunDirectory:
 
     def _check_settings(self):
         before = self.read_json("settings.json")
-        if not (self.checkpoints() or self.checkpoints("best") or self.read_json("result.json")):
+        if not (self.checkpoints() or self.checkpoints("best") or any(map(self.read_json, SAVED))):
             self.write_json("settings.json", self.settings)  # an earlier run here saved nothing
             return
         if before is None:
@@ -129,8 +130,9 @@ class RunDirectory:
                             "put it back, or set run_name to another name" % self.path)
         settings, data = _differences(before, self.settings)
         if settings:
-            raise UserError("%s holds a run with other settings (%s): give those to go on with it, or set run_name to "
-                            "another name" % (self.path, "; ".join(settings + data)))
+            raise UserError("%s holds a run with other settings (%s): give those and run_name=%s to go on with it, or "
+                            "set run_name to another name"
+                            % (self.path, "; ".join(settings + data), os.path.basename(self.path)))
         if data:
             raise UserError("%s holds a run on other data (%s): set run_name to another name to train on these, or "
                             "mode=evaluate to test it on them" % (self.path, "; ".join(data)))
@@ -278,7 +280,7 @@ def _differences(before, now):
     of_data = []
     if data[0] == data[1] or None not in data and same_data(*data):
         return differing, of_data
-    for name in sorted(set().union(*filter(None, data)) - {"crc32"}):  # the checksum itself tells nobody anything
+    for name in sorted(set().union(*filter(None, data)) - {"crc32", "white_is_zero"}):  # which tell nobody anything
         values = [_shown((facts or {}).get(name, "not recorded")) for facts in data]
         if values[0] != values[1]:
             of_data.append("%s: %s, now %s" % (FACTS.get(name, name), *values))

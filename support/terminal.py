@@ -69,7 +69,7 @@ SHAPING = {
     ),
 }
 BALANCING = {"class_weights": "balanced", "best_by": "balanced_accuracy"}  # for classes of unequal size
-AUGMENTATIONS = ("crop_area", "shift", "rotation", "scaling", "shear", "elastic", "flip", "alternate_flip",
+AUGMENTATIONS = ("shift", "rotation", "scaling", "shear", "elastic", "flip", "alternate_flip",
                  "cutout")  # without effect if `augmentation` is off
 IN_FIRST_LINE = ("dataset", "validation_size", "image_size")
 

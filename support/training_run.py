@@ -457,10 +457,11 @@ class TrainingRun:
             Stopped: a signal came during the test.
         """
         if self.cluster.is_chief:
-            self.evaluated(sess, "test", step, evaluation, self._judged)
             best, count = self._judged, len(self.data.validation)
-            self._logs.reuse(best or step, feature_reuse(kernels_of(sess), self.config.blocks, self.config.growth_k,
-                                                         self.config.bottleneck))
+            weights_of = step if best is None else best
+            self.evaluated(sess, "test", step, evaluation, weights_of)
+            self._logs.reuse(weights_of, feature_reuse(kernels_of(sess), self.config.blocks, self.config.growth_k,
+                                                       self.config.bottleneck))
             if 0 < count < LEAST_VALIDATION:
                 say("%d validation images are too few to choose weights by: the last ones are tested" % count)
             result = {

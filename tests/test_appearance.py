@@ -68,7 +68,7 @@ def digit(size=(300, 200), box=(20, 30, 60, 150), ink=0, paper=255):
 
 @pytest.mark.parametrize("image", [
     digit(), digit(ink=255, paper=0), digit(ink=90, paper=200), digit().convert("RGB"), digit().convert("RGBA"),
-    Image.fromarray(np.asarray(digit()).astype(np.uint16) * 257)])
+    Image.fromarray(np.asarray(digit()).astype(np.uint16) * 257), Image.fromarray(np.float32(digit()) / 255)])
 def test_a_page_with_a_small_digit_becomes_white_on_black_centred_and_large(image):
     found = as_handwriting(image, 28, {})
     assert found.shape == (28, 28, 1) and found.dtype == np.uint8

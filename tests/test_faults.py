@@ -239,6 +239,16 @@ def test_a_run_without_an_intact_checkpoint_does_not_start_over(deleted, tiny_mn
     assert before == after
 
 
+def test_settings_of_a_run_whose_checkpoints_are_gone_are_kept(tiny_mnist, folder, finished):
+    shutil.copytree(finished, "model")
+    for path in glob.glob("model/mine/dense.ckpt-*") + glob.glob("model/mine/best/*") + ["model/mine/result.json"]:
+        os.remove(path)
+    before = read("model/mine/settings.json")
+    with pytest.raises(UserError, match="other settings .growth_k .*: give those and run_name=mine to go on with it"):
+        Densenet.train(data_dir=tiny_mnist, run_name="mine", **dict(TINY, growth_k=5))
+    assert read("model/mine/settings.json") == before
+
+
 def test_a_run_killed_during_its_first_save_starts_over(tiny_mnist, folder, finished, capsys):
     """The checkpoint is incomplete, and progress.json, which is written after a save, is missing."""
     shutil.copytree(finished, "model")

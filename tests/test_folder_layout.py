@@ -652,8 +652,22 @@ def test_the_classes_of_a_split_may_lie_in_a_folder_that_says_nothing(tmp_path, 
     assert counts(layout_of(str(tmp_path))) == {"train": {"a": 6, "b": 6}, "test": {"a": 6, "b": 6}}
 
 
-def test_names_of_classes_may_have_joiners_and_other_spaces(tmp_path):
-    names = ["cat\u00a0food", "\u0645\u06cc\u200c\u062e", "\u732b\u3000\u767d"]
+def test_a_class_of_which_alone_a_split_has_images_may_have_a_name_that_says_nothing(tmp_path):
+    plant(tmp_path / "train" / "photo", tmp_path / "train" / "sketch", tmp_path / "test" / "photo")
+    layout = layout_of(str(tmp_path))
+    assert counts(layout) == {"train": {"photo": 6, "sketch": 6}, "test": {"photo": 6}} and not layout.notes
+    assert layout_of(str(tmp_path / "test"), evaluated=True).class_names == ["photo"]
+
+
+def test_a_class_may_have_its_images_in_folders_of_splits(tmp_path):
+    plant(tmp_path / "cats" / "train", tmp_path / "cats" / "test", tmp_path / "dogs")
+    layout = layout_of(str(tmp_path))
+    assert counts(layout) == {"train": {"cats": 12, "dogs": 6}}
+    assert "one class each, though all images are in sub-folders: cats (test, train)" in layout.notes[0]
+
+
+def test_names_of_classes_may_have_joiners_and_other_spaces_and_new_letters(tmp_path):
+    names = ["cat\u00a0food", "\u0645\u06cc\u200c\u062e", "\u732b\u3000\u767d", "\U0001fae8"]
     plant(*(tmp_path / name for name in names))
     assert layout_of(str(tmp_path)).class_names == names
 

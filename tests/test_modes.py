@@ -529,18 +529,26 @@ def test_other_splits_of_the_same_images_are_other_data(pets, capsys):
     assert np.load(path).tolist() == seen[1:].tolist()
 
 
+DEEP = dict(dataset="folder", image_size=16, blocks=(1,), growth_k=4, stem="3x3", batch_size=8, validation_size=4,
+            total_epochs=3)
+
+
+def write_greys(place, classes, span, dtype, count=12, factor=1, seed=0):
+    """Writes images of random values from `low` to `low + span`, times `factor`; `classes`: [(name, low)]."""
+    random = np.random.RandomState(seed)
+    for name, low in classes:
+        os.makedirs("%s/%s" % (place, name))
+        for number in range(count):
+            values = random.randint(low, low + span, (16, 16)).astype(dtype) * factor
+            Image.fromarray(values).save("%s/%s/%d.png" % (place, name, number))
+
+
 def test_other_deep_images_are_evaluated_with_a_scale_of_their_own(folder, capsys):
     """Of values that are 16 times as large, with a range 16 times as large, the result is the same."""
     for place, count, factor, seed in (("run", 12, 1, 0), ("same", 8, 1, 1), ("large", 8, 16, 1)):
-        random = np.random.RandomState(seed)
-        for name, low in (("dark", 0), ("light", 2000)):
-            os.makedirs("%s/%s" % (place, name))
-            for number in range(count):
-                values = random.randint(low, low + 2096, (16, 16)).astype(np.uint16) * factor
-                Image.fromarray(values).save("%s/%s/%d.png" % (place, name, number))
+        write_greys(place, (("dark", 0), ("light", 2000)), 2096, np.uint16, count, factor, seed)
     shutil.copy("run/dark/0.png", "large/dark/seen.png")
-    settings = dict(dataset="folder", image_size=16, blocks=(1,), growth_k=4, stem="3x3", batch_size=8)
-    Densenet.train(data_dir="run", run_name="deep", total_epochs=3, validation_size=4, **settings)
+    Densenet.train(data_dir="run", run_name="deep", **DEEP)
     assert read("model/deep/settings.json")["data"]["pixel_range"] == [0, 4096]
     same = Densenet.evaluate(run_name="deep", data_dir="same")
     capsys.readouterr()
@@ -550,6 +558,35 @@ def test_other_deep_images_are_evaluated_with_a_scale_of_their_own(folder, capsy
     assert Densenet.evaluate(run_name="deep", data_dir="large")["loss"] != large["loss"]
     with pytest.raises(UserError, match="run are those of the run, which read them with pixel_range=0.*,4096.*: leave"):
         Densenet.evaluate(run_name="deep", pixel_range=(0, 65536))
+
+
+def test_the_scale_of_a_run_is_kept_where_another_is_edited(folder, capsys, monkeypatch):
+    write_greys("deep", (("dark", 0), ("light", 2000)), 2096, np.uint16)
+    Densenet.train(data_dir="deep", run_name="deep", **DEEP)
+    before = Densenet.predict(run_name="deep", images="deep/dark")
+    monkeypatch.setattr(Densenet, "pixel_range", (0, 600))
+    assert Densenet.predict(run_name="deep", images="deep/dark") == before
+    Densenet.evaluate(run_name="deep")
+    saved_model, _ = Densenet.export(run_name="deep")
+    assert read(saved_model + "/model.json")["pixel_range"] == [0, 4096]
+    with pytest.raises(UserError, match="deep was trained with pixel_range=0.*,4096.*, not 0.*,600.*: leave that out"):
+        Densenet.export(run_name="deep", pixel_range=(0, 600))
+    capsys.readouterr()
+    assert Densenet.predict(run_name="deep", images="deep/dark", pixel_range=(0, 600)) != before
+    assert "read with pixel_range=0.0,600.0" in capsys.readouterr().out.replace("=0,600", "=0.0,600.0")
+    recorded = read("model/deep/settings.json")
+    del recorded["data"]["white_is_zero"]  # as earlier versions, which read such images otherwise
+    with open("model/deep/settings.json", "w") as file:
+        json.dump(recorded, file)
+    Densenet.evaluate(run_name="deep")
+    assert "read TIFF images of more than 8 bits with WhiteIsZero as negatives" in capsys.readouterr().out
+
+
+def test_a_scale_that_concerns_no_image_does_not_matter(folder):
+    write_greys("grey", (("dark", 0), ("light", 128)), 128, np.uint8)
+    Densenet.train(data_dir="grey", run_name="grey", pixel_range=(0, 4095), **DEEP)
+    before = Densenet.evaluate(run_name="grey")
+    assert Densenet.evaluate(run_name="grey", pixel_range=(0, 4095)) == before
 
 
 def test_a_run_remembers_that_it_used_truncated_images(folder):
