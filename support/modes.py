@@ -77,6 +77,8 @@ class TrainedNetwork:
             UserError: the data cannot be read; another `pixel_range` is given for the run's own.
         """
         asked, recorded = self.config.pixel_range, tuple(self.facts.get("pixel_range") or ()) or "auto"
+        if self.weights is not None:
+            recorded = asked  # there is no run that has seen any of the images
         differs = self.config.dataset == "folder" and asked not in ("auto", recorded)
         if differs:
             say("to tell which images in %s the run was trained on, they are first read with its pixel_range=%s"

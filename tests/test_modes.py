@@ -664,9 +664,9 @@ def test_weights_are_evaluated_and_exported_without_a_run(weights_alone, capsys)
     given, images = weights_alone
     answers = Densenet.predict(images="noise", **given)
     right = [answer["classes"][0] == os.path.basename(os.path.dirname(answer["image"])) for answer in answers]
-    found = Densenet.evaluate(dataset="folder", data_dir="noise", **given)
+    found = Densenet.evaluate(dataset="folder", data_dir="noise", pixel_range=(0, 4095), **given)
     assert found["images"] == 30 and found["accuracy"] == np.mean(right)
-    assert "was trained on" not in capsys.readouterr().out
+    assert "trained on" not in capsys.readouterr().out
     saved_model, _ = Densenet.export(**given)
     assert "random images: these weights come without a data set" in capsys.readouterr().out
     probabilities, class_names, *_ = served(saved_model, images.reshape(30, 32, 32, 3),
