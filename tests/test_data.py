@@ -70,9 +70,10 @@ def test_a_pixel_range_belongs_to_what_identifies_a_data_set_if_there_is_one():
     assert set(before) == {"train", "validation", "test", "crc32", "image_shape", "class_names"}
     data.pixel_range = (0.0, 65536.0)
     now = data.fingerprint()
-    assert now == dict(before, pixel_range=[0, 65536])
+    assert now == dict(before, pixel_range=[0, 65536], white_is_zero=True)
     assert same_data(before, now) and same_data(now, before) and same_data(now, dict(now))
     assert not same_data(now, dict(now, pixel_range=[0, 4096]))
+    assert same_data(dict(before, pixel_range=[0, 65536]), now)  # as an earlier version recorded it
     assert not same_data(before, dict(now, crc32=1)) and not same_data(dict(before, train=3), before)
 
 
