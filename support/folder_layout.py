@@ -391,9 +391,11 @@ def _check_classes(tree, train):
         raise DataError("%s has %s inside of each class: put the classes into these folders, as in %s"
                         % (printable(train.path), _listing(inner[0]),
                            printable(os.path.join(train.path, inner[0][0], train.holding[0]))))
-    for whole in (folder for folder, splits in zip(folders, of_roles) if splits):
-        if not any(len(_innermost(tree, path).holding) > 1 for path in _paths(whole, whole.holding)):
-            continue  # a class whose images are in train/ and test/
+    # A class may have its images in train/ and test/; a data set has classes there.
+    wholes = [folder for folder, has_roles in zip(folders, of_roles) if has_roles and any(
+        len(_innermost(tree, path).holding) > 1 for path in _paths(folder, folder.holding))]
+    if wholes:
+        whole = wholes[0]
         raise DataError("%s has the folders %s, as a data set has and a class has not: set data_dir to it, or take "
                         "what lies beside it in %s away" % (printable(whole.path), _listing(whole.holding),
                                                             printable(train.path)))

@@ -123,10 +123,10 @@ def _cache(files, side, data_dir, cache_dir, pixel_range, truncated):
 
     pixel_range = pixel_range and tuple(map(float, pixel_range))
     cache = named(pixel_range)
-    unscaled = named(None) if pixel_range else cache
-    if cache != unscaled and os.path.isdir(unscaled) and (
-            tuple(_read(unscaled, side)[0]["pixel_range"]) == pixel_range):
-        return unscaled  # the same scale, found in the images
+    if pixel_range:
+        of_files = named(None)
+        if os.path.isdir(of_files) and tuple(_read(of_files, side)[0]["pixel_range"]) == pixel_range:
+            return of_files  # the same scale, found in the images
     try:
         os.makedirs(cache_dir, exist_ok=True)
         if not os.path.isdir(cache):

@@ -164,10 +164,10 @@ def _say_what_surprises(config, trained, run, facts, data_dir):
         facts: what is recorded of its data.
         data_dir: where they were; None: not recorded.
     """
-    if facts.get("pixel_range") and not facts.get("white_is_zero"):
+    own_range = tuple(facts.get("pixel_range") or ())
+    if own_range and not facts.get("white_is_zero"):
         say("%s was trained by an earlier version, which read TIFF images of more than 8 bits with WhiteIsZero as "
             "negatives: if it was trained on such images, its answers for them are wrong now; train it again" % run)
-    own_range = tuple(facts.get("pixel_range") or ())
     if config.mode == "predict" and own_range and trained.pixel_range not in ("auto", own_range):
         say("%s was trained with pixel_range=%s: these images are read with pixel_range=%s"
             % (run, settings.shown(own_range), settings.shown(trained.pixel_range)))

@@ -12,6 +12,7 @@ import warnings
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -384,8 +385,11 @@ def test_white_may_be_zero(tmp_path, dtype):
     (np.tile(np.arange(8, dtype="<u4") * 500000000, (8, 1)), 1, "unsigned integers of 32 bits above 2")])
 def test_values_that_pillow_reads_as_others_are_no_image(tmp_path, values, kind, name):
     path = tiff(tmp_path / "a.tif", values, kind=kind)
+    error, sentence = ValueError, name
+    if kind == 2 and PIL.__version__.startswith("9."):  # which does not know this type
+        error, sentence = UnidentifiedImageError, "cannot identify"
     for truncated in (False, True):
-        with pytest.raises((ValueError, UnidentifiedImageError), match=name + "|cannot identify"):  # by an older Pillow
+        with pytest.raises(error, match=sentence):
             read_image(path, 8, 3, truncated=truncated)
         assert range_of([path], truncated) == (None, [])
     path = tiff(tmp_path / "b.tif", np.abs(values.astype("<i4")) // 2, kind=1)
