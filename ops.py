@@ -22,6 +22,7 @@ from support.batch_statistics import (
 )
 from support.convolution import conv2d
 from support.tflearn_pooling import global_average_pooling
+from support.variables import get_variables
 
 tf.logging.set_verbosity(tf.logging.ERROR)  # TensorFlow warns of deprecated names
 
@@ -90,14 +91,11 @@ def Batch_Normalization(x, training, scope, *, relu=False, epsilon=EPSILON, shar
     """
     with tf.variable_scope(scope):
         shape = [int(x.shape[-1])]
-        gamma = _variable("gamma", shape, tf.ones_initializer())
-        beta = _variable("beta", shape, tf.zeros_initializer())
-        moving_mean = _variable("moving_mean", shape, tf.zeros_initializer(), trainable=False)
-        moving_variance = _variable("moving_variance", shape, tf.ones_initializer(), trainable=False)
-        with tf.variable_scope("moving_mean"):
-            biased = _variable("biased", shape, tf.zeros_initializer(), trainable=False)
-            local_step = _variable("local_step", [], tf.zeros_initializer(), trainable=False)
-        moving, form = MovingStatistics(moving_mean, moving_variance, biased, local_step), Form(relu, epsilon)
+        gamma, beta, *moving = get_variables([  # name, shape, initial value, whether it is trained
+            ("gamma", shape, 1, True), ("beta", shape, 0, True),
+            ("moving_mean", shape, 0, False), ("moving_variance", shape, 1, False),
+            ("moving_mean/biased", shape, 0, False), ("moving_mean/local_step", [], 0, False)])
+        moving, form = MovingStatistics(*moving), Form(relu, epsilon)
 
         def by_batch():
             y, mean, variance = normalized_by_batch(x, gamma, beta, form)
@@ -105,7 +103,7 @@ def Batch_Normalization(x, training, scope, *, relu=False, epsilon=EPSILON, shar
                 return tf.identity(y)
 
         def by_moving_averages():
-            return normalized(x, moving_mean, moving_variance, gamma, beta, form, training=False)
+            return normalized(x, moving.mean, moving.variance, gamma, beta, form, training=False)
 
         if training is True and shared is not None:
             return shared.normalize(x, gamma, beta, moving, form, memory_efficient)
@@ -186,9 +184,9 @@ def Linear(x, *, class_num=10, layer_name="linear"):
         return tf.matmul(tf.cast(x, tf.float32), weights) + bias
 
 
-def _variable(name, shape, initializer, trainable=True):
+def _variable(name, shape, initializer):
     # Resource variables: a read never sees half of an update.
-    return tf.get_variable(name, shape, tf.float32, initializer, trainable=trainable, use_resource=True)
+    return tf.get_variable(name, shape, tf.float32, initializer, use_resource=True)
 
 
 def _name_seed(name):

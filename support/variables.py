@@ -1,11 +1,46 @@
-"""How do thousands of variables each get another one, such as a slot of an optimizer, or an update, in little time?
+"""How are thousands of variables, companions of them such as optimizers' slots, and their updates made in little time?
 
-Hundreds of calls of `tf.get_variable` or `assign_sub` take seconds. Here each kind of operations is one GraphDef.
+Hundreds of calls of `tf.get_variable` or `assign_sub` take seconds. Here, operations that belong together are made from
+one GraphDef.
 """
 
 import tensorflow.compat.v1 as tf
 from tensorflow.core.framework import variable_pb2
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
+
+
+def get_variables(described):
+    """`tf.get_variable` for some float32 variables that begin with constants, in a third of the time.
+
+    Args:
+        described: [(name in the current variable scope, shape, initial value of all elements, whether it is trained)].
+    Returns:
+        a list of resource variables: new ones, or where the scope reuses variables, those that there are.
+    """
+    new = {}
+
+    def create(_, name, **options):  # for a variable that is not there yet
+        if not new:
+            scope = name[:len(name) - len(described[0][0])]
+            new.update((each.op.name, each) for each in _beginning_with_constants(scope, described))
+        return new[name]
+
+    with tf.variable_creator_scope(create):
+        return [tf.get_variable(name, shape, tf.float32, trainable=trained, use_resource=True)
+                for name, shape, _, trained in described]
+
+
+def _beginning_with_constants(scope, described):
+    """New variables; `scope`: what precedes their names, with a slash at its end; `described`: see `get_variables`."""
+    definition, made = _empty_definition(), []
+    dtype = tf.AttrValue(type=tf.float32.as_datatype_enum)
+    for name, shape, value, trained in described:
+        initial = definition.node.add(op="Const", name=scope + name + "/Initializer", attr=dict(
+            dtype=dtype, value=tf.AttrValue(tensor=tf.make_tensor_proto(value, tf.float32, shape))))
+        made.append(_add_variable(definition, scope + name, tf.TensorShape(shape), dtype, initial.name + ":0", trained))
+    with tf.init_scope():  # outside of branches of tf.cond, as tf.get_variable does
+        tf.import_graph_def(definition, name="")
+        return _registered(made)
 
 
 def companions(variables, suffix, initial_values=None):
@@ -25,19 +60,32 @@ def companions(variables, suffix, initial_values=None):
     definition = _empty_definition()
     made = []
     for variable, initial in zip(variables, initial_values):
-        name = variable.op.name + suffix
-        _add_node(definition, variable, "VarHandleOp", name, [], dtype=_type(variable),
-                  shape=tf.AttrValue(shape=variable.shape.as_proto()), shared_name=tf.AttrValue(s=name.encode()))
-        _add_node(definition, variable, "AssignVariableOp", name + "/Assign", [name, initial.name],
-                  dtype=_type(variable))
-        _add_node(definition, variable, "ReadVariableOp", name + "/Read/ReadVariableOp", [name], dtype=_type(variable))
-        made.append(variable_pb2.VariableDef(
-            variable_name=name + ":0", initial_value_name=initial.name, initializer_name=name + "/Assign",
-            snapshot_name=name + "/Read/ReadVariableOp:0", is_resource=True, trainable=False))
+        made.append(_add_variable(definition, variable.op.name + suffix, variable.shape, _type(variable), initial.name,
+                                  trained=False, device=variable.device))
     tf.import_graph_def(definition, {initial.name: initial for initial in initial_values}, name="")
-    made = [ResourceVariable(variable_def=each) for each in made]
-    for each in made:
-        tf.add_to_collection(tf.GraphKeys.GLOBAL_VARIABLES, each)
+    return _registered(made)
+
+
+def _add_variable(definition, name, shape, dtype, initial_name, trained, device=""):
+    """Adds the operations of a variable; returns its VariableDef. `initial_name`: of the tensor that it begins with."""
+    for op, suffix, inputs, attributes in (
+            ("VarHandleOp", "", [], dict(shape=tf.AttrValue(shape=shape.as_proto()),
+                                         shared_name=tf.AttrValue(s=name.encode()))),
+            ("AssignVariableOp", "/Assign", [name, initial_name], {}),
+            ("ReadVariableOp", "/Read/ReadVariableOp", [name], {})):
+        definition.node.add(op=op, name=name + suffix, device=device, input=inputs, attr=dict(attributes, dtype=dtype))
+    return variable_pb2.VariableDef(
+        variable_name=name + ":0", initial_value_name=initial_name, initializer_name=name + "/Assign",
+        snapshot_name=name + "/Read/ReadVariableOp:0", is_resource=True, trainable=trained)
+
+
+def _registered(definitions):
+    """The variables of some VariableDefs, added to the graph's collections of variables."""
+    made = [ResourceVariable(variable_def=each) for each in definitions]
+    for definition, variable in zip(definitions, made):
+        tf.add_to_collection(tf.GraphKeys.GLOBAL_VARIABLES, variable)
+        if definition.trainable:
+            tf.add_to_collection(tf.GraphKeys.TRAINABLE_VARIABLES, variable)
     return made
 
 

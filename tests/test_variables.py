@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from support.variables import companions, move
+from support.variables import companions, get_variables, move
 
 
 def _two_variables():
@@ -12,6 +12,49 @@ def _two_variables():
         kernel = tf.get_variable("kernel", initializer=np.float32([[3, -1], [2, 5]]), use_resource=True)
         count = tf.get_variable("count", initializer=np.int64(7), use_resource=True, trainable=False)
     return [kernel, count]
+
+
+DESCRIBED = [("gamma", [3], 1, True), ("mean", [3], 0.5, False), ("mean/step", [], 7, False)]
+
+
+def _one_by_one():
+    return [tf.get_variable(name, shape, tf.float32, tf.constant_initializer(value), trainable=trained,
+                            use_resource=True) for name, shape, value, trained in DESCRIBED]
+
+
+def test_variables_made_together_are_those_of_tensorflow():
+    found = []
+    for make in (_one_by_one, lambda: get_variables(DESCRIBED)):
+        with tf.Graph().as_default() as graph, tf.Session() as sess:
+            with tf.device("/cpu:0"), tf.variable_scope("layer") as scope, tf.name_scope("other"):
+                made = make()
+                with tf.variable_scope(scope, reuse=True):
+                    assert [variable.handle.name for variable in make()] == [each.handle.name for each in made]
+            assert tf.global_variables() == made and tf.trainable_variables() == made[:1]
+            sess.run(tf.global_variables_initializer())
+            sess.run([graph.get_operation_by_name(variable.op.name + "/Read/ReadVariableOp") for variable in made])
+            found.append([(each.op.name, each.device, each.dtype, each.shape.as_list(), sess.run(each).tolist(),
+                           sess.run(each.initial_value).tolist()) for each in made])
+    assert found[0] == found[1] and [each[0] for each in found[0]] == ["layer/gamma", "layer/mean", "layer/mean/step"]
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_variables_made_together_keep_to_the_rules_of_their_scope(reuse):
+    """Twice without reuse, or reused before they are there: an error, as from `tf.get_variable`."""
+    with tf.Graph().as_default(), tf.variable_scope("layer", reuse=reuse):
+        with pytest.raises(ValueError, match="layer/gamma (already exists|does not exist)"):
+            get_variables(DESCRIBED)
+            get_variables(DESCRIBED)
+
+
+def test_variables_made_together_in_a_branch_can_be_used_outside():
+    with tf.Graph().as_default(), tf.Session() as sess:
+        with tf.variable_scope("layer", reuse=tf.AUTO_REUSE):
+            branch = tf.cond(tf.placeholder_with_default(True, []), lambda: get_variables(DESCRIBED)[0] * 2,
+                             lambda: tf.zeros([3]))
+            gamma = get_variables(DESCRIBED)[0]
+        sess.run(tf.global_variables_initializer())
+        assert sess.run(branch).tolist() == [2, 2, 2] and sess.run(gamma + 1).tolist() == [2, 2, 2]
 
 
 def test_companions_are_zeros_of_the_same_type_shape_and_device_and_are_saved(tmp_path):
