@@ -8,6 +8,8 @@ that seed, the layer's name, the replica and the step, so that a resumed run rep
 import math
 import zlib
 
+import support.environment  # noqa: F401  sets what TensorFlow reads when it is imported
+
 import tensorflow.compat.v1 as tf
 
 from support.batch_statistics import (

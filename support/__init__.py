@@ -50,6 +50,11 @@
 import os
 import sys
 
+# oneDNN's kernels, which TensorFlow by default uses on some processors only. It reads this when it is imported: by
+# Densenet.py or by a module that a program imports before that, but not if the program has imported it already.
+TENSORFLOW_WAS_FIRST = "tensorflow" in sys.modules and "TF_ENABLE_ONEDNN_OPTS" not in os.environ
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
 
 class UserError(Exception):
     """An error that the user can put right. The message is one sentence: what is wrong, where, what to do."""

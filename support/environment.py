@@ -15,7 +15,6 @@ import warnings
 
 _SHOW_ALL = "TF_CPP_MIN_LOG_LEVEL" in os.environ  # the user has chosen what to see
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # oneDNN's kernels, by default used on some processors only
 
 # What TensorFlow says on each machine, or on each without a GPU. Anything else is shown.
 HARMLESS = re.compile("|".join((

@@ -5,6 +5,8 @@ import os
 
 import tensorflow.compat.v1 as tf
 
+from support import TENSORFLOW_WAS_FIRST
+
 PRECISIONS = ("float32", "bfloat16", "float16")  # of activations and products; variables are float32
 
 
@@ -48,6 +50,17 @@ def only_avx2():
 def gpus():
     """Returns the list of GPUs that TensorFlow can use."""
     return tf.config.experimental.list_physical_devices("GPU")
+
+
+def lacks_onednn():
+    """Returns whether oneDNN's kernels are off because a program imported TensorFlow before Densenet.
+
+    They are on where TensorFlow itself chooses them: on processors with AVX-512 VNNI or the like.
+    """
+    if not TENSORFLOW_WAS_FIRST or tf.VERSION.startswith("1.") or gpus():
+        return False
+    from tensorflow.python.util import _pywrap_util_port as build
+    return build.IsX86Available() and not build.IsMklEnabled()
 
 
 @functools.lru_cache(maxsize=None)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from support import data as data_sets
 from support import say
 from support.checkpoints import LEAST_VALIDATION
-from support.machine import cores
+from support.machine import cores, lacks_onednn
 from support.settings import shown
 
 LINE_SECONDS = 30.0  # between the progress lines where there is no terminal
@@ -104,6 +104,9 @@ def show_header(config, data, parameters, cluster, devices, model_folder, log_fo
         say("unused   %s: other settings turn that off" % ", ".join(unused))
     say("device   %s%s; TensorFlow %s" % (", ".join(devices) or "CPU, %d cores" % cores(), cluster.description(),
                                           tf.VERSION))
+    if lacks_onednn():
+        say("slower   oneDNN's kernels are off, as TensorFlow was imported before Densenet: import Densenet first, or "
+            "set TF_ENABLE_ONEDNN_OPTS=1 before both")
     count, left_over = divmod(len(data.train), config.batch_size)
     say("steps    %d per epoch, of %d images%s" % (count, config.batch_size, left_over and (
         "; each epoch leaves out %d other images" % left_over) or ""))

@@ -17,12 +17,11 @@ def get_variables(described):
     Returns:
         a list of resource variables: new ones, or where the scope reuses variables, those that there are.
     """
-    new = {}
+    new, scope = {}, tf.get_variable_scope().name
 
     def create(_, name, **options):  # for a variable that is not there yet
         if not new:
-            scope = name[:len(name) - len(described[0][0])]
-            new.update((each.op.name, each) for each in _beginning_with_constants(scope, described))
+            new.update((each.op.name, each) for each in _beginning_with_constants(scope and scope + "/", described))
         return new[name]
 
     with tf.variable_creator_scope(create):

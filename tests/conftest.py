@@ -5,15 +5,17 @@ import os
 import struct
 import sys
 
+# Before anything imports TensorFlow
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as in Densenet.py, which some tests import after TensorFlow
+# As `support.workers.Cluster` sets it. TensorFlow reads it once in a process, when the first session is made.
+os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
+
 import numpy as np
 import pytest
 
 import mnist_loader
 
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as in Densenet.py, which some tests import after TensorFlow
-# As `support.workers.Cluster` sets it. TensorFlow reads it once in a process, when the first session is made.
-os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
 REAL_DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "shared", "data")
 
 

@@ -2,11 +2,15 @@
 
 import io
 import os
+import subprocess
+import sys
 
 import pytest
 import tensorflow.compat.v1 as tf
 
 from support import machine
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(machine.__file__)))
 
 
 def with_flags(monkeypatch, flags):
@@ -27,6 +31,18 @@ def test_the_faster_precision_depends_on_cpu_flags_and_version(monkeypatch, flag
     with_flags(monkeypatch, flags)
     monkeypatch.setattr(machine.tf, "VERSION", version)
     assert machine.fast_precision() == expected
+
+
+def test_a_program_that_imports_tensorflow_first_lacks_onednn_where_that_is_no_default():
+    """In a process of its own, as TensorFlow decides once; by what TensorFlow says itself of its kernels."""
+    if tf.VERSION.startswith("1."):
+        pytest.skip("TensorFlow 1.15 from PyPI has no oneDNN")
+    code = ("import tensorflow; from tensorflow.python.util import _pywrap_util_port as build; import Densenet; "
+            "from support import machine; print(machine.lacks_onednn(), not build.IsMklEnabled())")
+    unset = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    lacks, expected = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=unset).split()
+    assert lacks == expected
+    assert not machine.lacks_onednn()  # here it is asked for before TensorFlow is imported
 
 
 @pytest.mark.parametrize("flags, gpus, expected", [
