@@ -50,10 +50,12 @@
 import os
 import sys
 
-# oneDNN's kernels, which TensorFlow by default uses on some processors only. It reads this when it is imported: by
-# Densenet.py or by a module that a program imports before that, but not if the program has imported it already.
+# TensorFlow reads these once in a process: the first one when it is imported (oneDNN's kernels, by default used on some
+# processors only), the second one before its first operation (thread pools as `support.workers.Cluster` needs them).
+# So they are set here, by whichever module is imported first.
 TENSORFLOW_WAS_FIRST = "tensorflow" in sys.modules and "TF_ENABLE_ONEDNN_OPTS" not in os.environ
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_OVERRIDE_GLOBAL_THREADPOOL", "1")
 
 
 class UserError(Exception):
