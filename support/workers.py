@@ -49,7 +49,7 @@ class Cluster:
         # If this is the only process, each session gets a thread pool of its own. By default all sessions share the
         # pool of the process's first session, and the number of threads would change the last bits of the results.
         # A server's sessions keep the default: a pool of their own would be destroyed while operations still run in it.
-        # `support` has set it, for what a Python program runs before.
+        # `support` sets the variable, too, for what a Python program runs before.
         os.environ.pop("TF_OVERRIDE_GLOBAL_THREADPOOL", None)
         if self.alone:
             os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
