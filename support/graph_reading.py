@@ -105,7 +105,7 @@ def _read_png(file, data, pixel_range):
 
 
 def _resized_centre(image, side):
-    """The square at the centre of an image, resized as by `PIL.ImageOps.fit` with Image.BILINEAR.
+    """The square at the centre of an image, resized as in `support.image_reading`.
 
     Args:
         image: float32 [H, W, C], whole numbers.
@@ -115,7 +115,7 @@ def _resized_centre(image, side):
     """
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     along = tf.minimum(height, width)
-    # Columns first, and rounded in between, as Pillow does.
+    # Columns first, and rounded in between, as there.
     columns = _rounded(tf.tensordot(image, _weights(width, along, side), [[1], [1]]))
     rows = _rounded(tf.tensordot(_weights(height, along, side), columns, [[1], [0]]))  # [side, C, side]
     return tf.transpose(rows, [0, 2, 1])

@@ -11,12 +11,13 @@ import zipfile
 import zlib
 
 import numpy as np
+import PIL
 from PIL import Image
 from tqdm import tqdm
 
 from support import UserError, say
 from support.data import SPLITS, Split, data_set, digest_of
-from support.file_reading import DataError, shortened
+from support.file_reading import DataError, printable, shortened
 from support.folder_layout import has_images_directly, layout_of
 from support.image_reading import CUT_OFF, ORIENTATION_UNKNOWN, range_of, read_image
 from support.prefetch import mapped_by_threads
@@ -86,6 +87,15 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
     return data
 
 
+def _say_unread_images(data_dir, dataset):
+    """Says that a data set, which is sought in data_dir, is not the folders of images that are there."""
+    names = sorted(os.listdir(data_dir)) if os.path.isdir(data_dir) else []
+    found = [name for name in names if has_images_directly(os.path.join(data_dir, name))]
+    if len(found) > 1:
+        say("%s has folders of images (%s), which dataset=%s does not read: to train on these, give dataset=folder"
+            % (printable(data_dir), shortened(list(map(printable, found))), dataset))
+
+
 def _say_program_folders(data_dir, folders):
     """Says which of the folders that the program writes to, which are never data, seem to be classes."""
     home = os.path.join(os.path.realpath(data_dir), "")
@@ -114,8 +124,15 @@ def _cache(files, side, data_dir, cache_dir, pixel_range, truncated):
     described = [(os.path.relpath(path, data_dir), label, split, facts)
                  for (path, label, split), facts in zip(files, _facts([path for path, _, _ in files]))]
 
+    missing = [printable(path) for path, _, _, facts in described if not facts]
+    if missing:
+        raise UserError("%d of the files in %s are links that lead nowhere (%s): make what they lead to available, or "
+                        "take them away" % (len(missing), data_dir, shortened(missing)))
+    has_tiff = any(path.lower().endswith((".tif", ".tiff")) for path, _, _ in files)
+    kind = b"upright TIFF" if has_tiff else b""  # earlier versions, with Pillow before 10, turned these twice
+
     def named(pixel_range):
-        digest = hashlib.sha256(repr((CACHE_VERSION, pixel_range, truncated)).encode())
+        digest = hashlib.sha256(repr((CACHE_VERSION, pixel_range, truncated)).encode() + kind)
         for each in described:
             digest.update(repr(each).encode("utf-8", "surrogateescape"))
         return os.path.join(cache_dir, "%s-%dpx-%s" % (
@@ -145,6 +162,7 @@ def _read(cache, side):
         with np.load(os.path.join(cache, "index.npz")) as content:
             index = {name: content[name]
                      for name in ("labels", "splits", "digests", "pixel_range", "skipped", "notes", "checksum")}
+            index["pillow"] = str(content["pillow"]) if "pillow" in content else ""  # earlier versions
         return index, np.memmap(os.path.join(cache, "pixels"), np.uint8, "r",
                                 shape=(len(index["labels"]), side, side, CHANNELS))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -156,9 +174,12 @@ def _say_notes(index, cache):
     """Prints what was found while the images were decoded."""
     skipped = index["skipped"].tolist()
     for line in skipped[:LISTED]:
-        say("skipped %s" % line)
+        say("skipped %s" % printable(line))
     if len(skipped) > LISTED:
         say("skipped %d more files: %s lists all of them" % (len(skipped) - LISTED, os.path.join(cache, "skipped.txt")))
+    if skipped and index["pillow"] not in ("", PIL.__version__):
+        say("Pillow %s skipped them, this is %s: to try again, delete the folder %s"
+            % (index["pillow"], PIL.__version__, cache))
     if len(index["pixel_range"]):
         say("images with more than 8 bits: the pixel values %g to %g become black to white"
             % tuple(index["pixel_range"]))
@@ -168,21 +189,30 @@ def _say_notes(index, cache):
 
 def _check_splits(data, data_dir, validation_given, test_given):
     """Raises DataError if there is nothing to learn a class from, or nothing to test with."""
+    if not len(data.test) and not test_given:
+        raise DataError("%s has too few images to test with: put at least four into the folder of each class, or make "
+                        "folders train and test with the folders of the classes in both" % data_dir)
     untaught = sorted(set(range(len(data.class_names))) - set(data.train.labels.tolist()))
+    held_out = sorted(set(untaught) & {*data.validation.labels.tolist(), *data.test.labels.tolist()})
+    if untaught and not validation_given and held_out:
+        raise DataError("the few images of the class %s in %s are all drawn for validation or test: put more there, "
+                        "or make validation_size smaller" % (data.class_names[held_out[0]], data_dir))
     if untaught:
         raise DataError("%s has no training image of the class %s that can be read: put some there, %s"
                         % (data_dir, data.class_names[untaught[0]], "or take the folder away" if validation_given else
                            "take the folder away, or make validation_size smaller"))
-    if not len(data.test) and test_given:
-        raise DataError("none of the test images of %s can be read: put others there" % data_dir)
     if not len(data.test):
-        raise DataError("%s has too few images to test with: put at least four into the folder of each class, or make "
-                        "folders train and test with the folders of the classes in both" % data_dir)
+        raise DataError("none of the test images of %s can be read: put others there" % data_dir)
 
 
 def options(config):
-    """The arguments of `prepare_data` after the first two, {name: value}, from a run's settings; {} for other data."""
+    """The arguments of `prepare_data` after the first two, {name: value}, from a run's settings; {} for other data.
+
+    Where only `data_dir` is given and has folders of images, a line says that another data set does not read these.
+    """
     if config.dataset != "folder":
+        if "data_dir" in config.given and "dataset" not in config.given:
+            _say_unread_images(config.data_dir, config.dataset)
         return {}
     return dict(image_size=config.image_size, crop_area=config.crop_area, cache_dir=config.cache_dir,
                 pixel_range=None if config.pixel_range == "auto" else config.pixel_range,
@@ -325,12 +355,12 @@ def _decode(files, side, data_dir, cache, pixel_range, truncated):
     if not kept:
         raise DataError("%s has no image that can be read (%s)" % (data_dir, "; ".join(skipped[:3]) or "no files"))
     with open(os.path.join(new, "skipped.txt"), "w", errors="backslashreplace") as output:
-        output.writelines(line + "\n" for line in skipped)
+        output.writelines(printable(line) + "\n" for line in skipped)
     notes += [line % uncertain.count(note) for note, line in SUMMARIES.items() if note in uncertain]
     labels, splits = zip(*kept)
     np.savez(os.path.join(new, "index.npz"), labels=np.array(labels, np.int64), splits=np.array(splits, np.int8),
              digests=np.frombuffer(b"".join(digests), "<u8"), pixel_range=np.array(pixel_range or (), np.float64),
-             skipped=np.array(skipped, str), notes=np.array(notes, str), checksum=checksum)
+             skipped=np.array(skipped, str), notes=np.array(notes, str), checksum=checksum, pillow=PIL.__version__)
     os.replace(new, cache)
 
 

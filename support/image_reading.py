@@ -7,7 +7,7 @@ import re
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from support.prefetch import mapped_by_threads
 
@@ -22,7 +22,9 @@ EMPTY_EXIF = 31  # bytes; a longer block has an entry
 ORIENTATION_UNKNOWN = "orientation unknown"
 CUT_OFF = "truncated"
 
-PHOTOMETRIC, BITS, SAMPLE_FORMAT, UNSIGNED, SIGNED = 262, 258, 339, 1, 2  # TIFF tags, and values of the third
+# TIFF tags, and some of their values
+BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, SAMPLE_FORMAT = 258, 259, 262, 277, 284, 339
+UNCOMPRESSED, SEPARATE, UNSIGNED, SIGNED = 1, 2, 1, 2
 CONTAINERS = ("ICO", "ICNS")  # formats whose header does not say the depth of the images in a file
 CONVERTED = {"La": "LA", "LAB": "RGB"}  # the only mode that Pillow converts these to
 JPEG, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -72,8 +74,20 @@ def read_image(path, side, channels, pixel_range=None, truncated=False, notes=No
             image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
         mode = "L" if channels == 1 else "RGB"
         image = image if image.mode == mode else image.convert(mode)  # which copies even where nothing changes
-        image = ImageOps.fit(image, (side, side), Image.BILINEAR)
-        return np.asarray(image).reshape(side, side, channels)
+        return np.asarray(_resized_centre(image, side)).reshape(side, side, channels)
+
+
+def _resized_centre(image, side):
+    """The square at an image's centre, resized: what `PIL.ImageOps.fit` with Image.BILINEAR is before Pillow 13.
+
+    That takes the columns or the rows first, as is faster, and the order changes a pixel by up to one level. Here, each
+    version gives the same pixels, by which the images that a run was trained on are known again.
+    """
+    width, height = image.size
+    along = min(width, height)
+    left, top = (width - along) / 2, (height - along) / 2
+    columns = image.resize((side, height), Image.BILINEAR, box=(left, 0, left + along, height))
+    return columns.resize((side, side), Image.BILINEAR, box=(0, top, side, top + along))
 
 
 def to_bytes(values, pixel_range):
@@ -250,6 +264,8 @@ def _about_colour(coloured):
 
 def upright(image, notes):
     """Applies the EXIF orientation; notes where it cannot be known."""
+    if image.format == "TIFF":  # Pillow has turned it; before version 10 it leaves the tag, which counts no more
+        return image
     try:
         exif = image.getexif()
         orientation = exif.get(ORIENTATION, 1)
@@ -283,7 +299,7 @@ def opened(path, size, truncated, notes):
     kind = _misread(image)
     if kind:
         image.close()
-        raise ValueError("its values are %s, which Pillow reads as others: save it with values of another type" % kind)
+        raise ValueError("its values are %s, which Pillow reads as others: save it in another way" % kind)
     return image
 
 
@@ -292,6 +308,9 @@ def _misread(image):
     if image.format != "TIFF":
         return None
     bits, kind = image.tag_v2.get(BITS, (1,))[0], image.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,))[0]
+    planes = image.tag_v2.get(SAMPLES, 1) if image.tag_v2.get(PLANES) == SEPARATE else 1
+    if bits == 16 and planes > 1 and image.tag_v2.get(COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED:
+        return "16 bits in a plane for each colour, not compressed"
     if bits == 8 and kind == SIGNED:
         return "signed integers of 8 bits"
     if bits == 32 and kind == UNSIGNED and image.mode == "I" and image.getextrema()[0] < 0:

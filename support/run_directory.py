@@ -285,7 +285,8 @@ def _differences(before, now):
         if values[0] != values[1]:
             of_data.append("%s: %s, now %s" % (FACTS.get(name, name), *values))
     if not differing and not of_data:
-        of_data.append("the same number of images, but other images")
+        of_data.append("the same number of images, but other images%s" % (
+            ", or another version of Pillow decodes them" if before.get("dataset") == "folder" else ""))
     if None not in data_dir and data_dir[0] != data_dir[1]:
         of_data.append("data_dir was %s, now %s" % tuple(data_dir))
     return differing, of_data
@@ -300,7 +301,8 @@ def _shown(value):
 def run_of(checkpoint):
     """The directory of the run that a checkpoint's path belongs to, whether or not it is one of the best."""
     folder = os.path.dirname(os.path.abspath(checkpoint))
-    return os.path.dirname(folder) if os.path.basename(folder) == "best" else folder
+    is_best = os.path.basename(folder) == "best" and not os.path.exists(os.path.join(folder, "settings.json"))
+    return os.path.dirname(folder) if is_best else folder  # a run may be called best, too
 
 
 def runs_in(model_dir):

@@ -162,6 +162,81 @@ def test_a_folder_is_decoded_once_and_damaged_files_are_named(shapes, folder, ca
     assert len(glob.glob("cache/shapes-32px-*/pixels")) == 1 and not glob.glob("cache/*.new")
 
 
+def write_grey(place, count, kind="png"):
+    """Writes images of different grey levels into a folder."""
+    os.makedirs(place)
+    for number in range(count):
+        Image.new("L", (8, 8), 10 * number).save("%s/%d.%s" % (place, number, kind))
+
+
+def test_what_is_skipped_is_said_on_one_line_each(folder, capsys):
+    for name in "ab":
+        write_grey("data/" + name, 8)
+    with open("data/b/red\n\x1b[31m.png", "w"):
+        pass
+    image_folder.prepare_data("data", 2, 8)
+    output = capsys.readouterr().out
+    assert '\nskipped "b/red\\n\\x1b[31m.png: ' in output
+    with open(glob.glob("cache/*/skipped.txt")[0]) as file:
+        assert len(file.readlines()) == 1
+
+
+def test_another_version_of_pillow_may_read_what_one_has_skipped(folder, capsys, monkeypatch):
+    for name in "ab":
+        write_grey("data/" + name, 8)
+    with open("data/a/new.png", "w"):
+        pass
+    image_folder.prepare_data("data", 2, 8)
+    assert "to try again" not in capsys.readouterr().out
+    before, = glob.glob("cache/*px-????????????")
+    with monkeypatch.context() as patched:
+        patched.setattr(image_folder.PIL, "__version__", "99.0")
+        image_folder.prepare_data("data", 2, 8)
+    assert "this is 99.0: to try again, delete the folder %s\n" % before in capsys.readouterr().out
+    with np.load(before + "/index.npz") as index:
+        np.savez(before + "/index.npz", **{name: index[name] for name in index if name != "pillow"})
+    image_folder.prepare_data("data", 2, 8)  # of an earlier version
+    assert "to try again" not in capsys.readouterr().out
+
+
+def test_tiff_images_that_earlier_versions_may_have_turned_wrongly_are_decoded_again(folder, monkeypatch):
+    names = {}
+    for kind in ("png", "tif"):
+        for name in "ab":
+            write_grey("%s/%s" % (kind, name), 8, kind)
+        image_folder.prepare_data(kind, 2, 8)
+        names[kind], = (os.path.basename(path) for path in glob.glob("cache/%s-*" % kind) if "lock" not in path)
+    # What version 4 of the cache was called: a digest of these values.
+    files = [("%s/%d.%s" % (name, number, "%s"), "ab".index(name), "train") for name in "ab" for number in range(8)]
+    for kind in names:
+        digest = hashlib.sha256(repr((4, None, False)).encode())
+        facts = image_folder._facts([os.path.join(kind, path % kind) for path, _, _ in files])
+        for (path, label, split), its_facts in zip(files, facts):
+            digest.update(repr((path % kind, label, split, its_facts)).encode())
+        assert (names[kind] == "%s-8px-%s" % (kind, digest.hexdigest()[:12])) == (kind == "png")
+
+
+def test_folders_of_images_that_another_data_set_does_not_read_are_said(folder, capsys):
+    for name in "ab":
+        write_grey("data/" + name, 2)
+    sentence = "data has folders of images (a, b), which dataset=mnist does not read: to train on these, give dataset="
+    for given, said in (({"data_dir": "data"}, True), ({"data_dir": "data", "dataset": "mnist"}, False), ({}, False),
+                        ({"data_dir": "data/a"}, False), ({"data_dir": "absent"}, False)):
+        assert image_folder.options(Densenet.choose(**given)) == {}
+        assert (sentence in capsys.readouterr().out) == said
+
+
+def test_a_class_whose_images_are_all_held_out_is_named(folder):
+    for name in "abcdefgh":
+        write_grey("data/" + name, 4)
+    with pytest.raises(DataError, match="the few images of the class . in data are all drawn for validation or test"):
+        image_folder.prepare_data("data", 20, 8)
+    for name in "ab":
+        write_grey("few/" + name, 2)
+    with pytest.raises(DataError, match="too few images to test with"):
+        image_folder.prepare_data("few", 2, 8)
+
+
 def test_a_fractional_validation_size_holds_out_that_share(shapes, folder):
     data = image_folder.prepare_data(shapes, 0.1, 8)
     assert (len(data.train), len(data.validation)) == (146, 16)
@@ -256,8 +331,9 @@ def test_unreadable_files_are_not_skipped_as_damaged(tmp_path, folder, monkeypat
             Image.new("RGB", (8, 8), (number, 0, 0)).save(str(tmp_path / "in" / name / ("%d.png" % number)))
     os.symlink(str(tmp_path / "in" / "a"), str(tmp_path / "in" / "a" / "above"))  # a cycle must not recurse forever
     assert len(image_folder.prepare_data(str(tmp_path / "in"), 2, 8).train) == 8
-    os.symlink("nowhere", str(tmp_path / "in" / "b" / "gone.png"))
-    with pytest.raises(UserError, match="gone.png cannot be read .No such file.*take it away"):
+    for name in ("gone.png", "lost.png"):
+        os.symlink("nowhere", str(tmp_path / "in" / "b" / name))
+    with pytest.raises(UserError, match="2 of the files in .* are links that lead nowhere .b/gone.png, b/lost.png.: "):
         image_folder.prepare_data(str(tmp_path / "in"), 2, 8)
 
 

@@ -1,6 +1,7 @@
 """Reading image files: every format and depth, one scale for a data set, damaged metadata, damaged ends."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -358,11 +359,11 @@ def test_a_deep_image_with_damaged_metadata_counts_for_the_scale(tmp_path):
     assert range_of([put(tmp_path / "text.png", b"no image"), path]) == ((0, 1024), [])
 
 
-def tiff(path, values, white_is_zero=False, kind=1):
+def tiff(path, values, white_is_zero=False, kind=1, orientation=1):
     """Writes values [H, W] of any type as an uncompressed TIFF file (TIFF 6.0, sections 2 and 4, tag 339)."""
     data, (height, width) = values.tobytes(), values.shape
     tags = [(256, width), (257, height), (258, 8 * values.itemsize), (259, 1), (262, int(not white_is_zero)),
-            (273, 8 + 2 + 12 * 10 + 4), (277, 1), (278, height), (279, len(data)), (339, kind)]
+            (273, 8 + 2 + 12 * 11 + 4), (274, orientation), (277, 1), (278, height), (279, len(data)), (339, kind)]
     with open(str(path), "wb") as file:
         file.write(b"II*\0" + struct.pack("<IH", 8, len(tags)))
         file.write(b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags))
@@ -394,6 +395,59 @@ def test_values_that_pillow_reads_as_others_are_no_image(tmp_path, values, kind,
         assert range_of([path], truncated) == (None, [])
     path = tiff(tmp_path / "b.tif", np.abs(values.astype("<i4")) // 2, kind=1)
     assert read_image(path, 8, 3).shape == (8, 8, 3)
+
+
+# What is shown of stored values, by TIFF 6.0, section 8: where its row 0 and its column 0 are.
+SHOWN = {1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
+         5: lambda x: x.T, 6: lambda x: x[::-1].T, 7: lambda x: x[::-1, ::-1].T, 8: lambda x: x[:, ::-1].T}
+
+
+@pytest.mark.parametrize("kind", ["tif", "pages", "png", "webp"])
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_images_are_turned_upright_once(tmp_path, kind, orientation):
+    values = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
+    path = str(tmp_path / "a") + "." + kind
+    exif = Image.Exif()
+    exif[274] = orientation
+    if kind == "tif":
+        tiff(path, values, orientation=orientation)
+    elif kind == "pages":
+        page = Image.fromarray(values)
+        page.save(path, "TIFF", save_all=True, append_images=[page], exif=exif)
+    else:
+        Image.fromarray(values).convert("RGB").save(path, lossless=True, exif=exif)
+    notes = []
+    np.testing.assert_array_equal(read_image(path, 4, 1, notes=notes)[..., 0], SHOWN[orientation](values))
+    assert not notes
+
+
+@pytest.mark.parametrize("size,digest", [
+    ((10, 20), "0581dd8f"), ((17, 28), "622323cf"), ((48, 118), "eaf692ee"), ((90, 54), "8a68899b")])
+def test_each_version_of_pillow_gives_the_same_pixels(tmp_path, size, digest):
+    """`digest`: of what Pillow 9.5 and 12.0 make of the image, both by ImageOps.fit; Pillow 13 makes others."""
+    values = np.random.RandomState(0).randint(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    path = str(tmp_path / "a.png")
+    Image.fromarray(values).save(path)
+    assert hashlib.md5(read_image(path, 16, 3).tobytes()).hexdigest()[:8] == digest
+
+
+@pytest.mark.parametrize("samples", [3, 4])
+def test_planes_of_16_bits_are_no_image(tmp_path, samples):
+    """Pillow takes their bytes for those of planes of 8 bits."""
+    plane = np.tile(np.arange(8, dtype="<u2") * 8192, (8, 1)).tobytes()
+    lists = 8 + 2 + 12 * 10 + 4  # where the values of tags are that have several
+    data = lists + 3 * 8 * samples
+    tags = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, samples, lists), (259, 3, 1, 1), (262, 3, 1, 2),
+            (273, 4, samples, lists + 8 * samples), (277, 3, 1, samples), (278, 3, 1, 8),
+            (279, 4, samples, lists + 16 * samples), (284, 3, 1, 2)]
+    with open(str(tmp_path / "a.tif"), "wb") as file:
+        file.write(b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags))
+        file.write(struct.pack("<I", 0) + struct.pack("<4H", *[16] * 4) * (samples // 2) + b"\0" * (samples % 2 * 8))
+        file.write(struct.pack("<%dI" % samples, *(data + len(plane) * index for index in range(samples))).ljust(
+            8 * samples, b"\0"))
+        file.write(struct.pack("<%dI" % samples, *[len(plane)] * samples).ljust(8 * samples, b"\0") + plane * samples)
+    with pytest.raises(ValueError, match="16 bits in a plane for each colour"):
+        read_image(str(tmp_path / "a.tif"), 8, 3)
 
 
 def test_damaged_metadata_of_a_jpeg_do_not_matter(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 import Densenet
 from support import UserError
-from support.run_directory import RunDirectory, check_writable, of_earlier_versions, replace_file, write_json
+from support.run_directory import RunDirectory, check_writable, of_earlier_versions, replace_file, run_of, write_json
 
 
 def test_settings_are_kept_and_compared(tmp_path):
@@ -21,6 +21,14 @@ def test_settings_are_kept_and_compared(tmp_path):
             pass
     with RunDirectory(path, {"blocks": (4, 4), "seed": 1}):  # the refused run released the lock
         pass
+
+
+def test_a_run_may_be_called_best(tmp_path):
+    for run in ("mine", "best"):
+        (tmp_path / run / "best").mkdir(parents=True)
+        (tmp_path / run / "settings.json").write_text("{}")
+        for place in (run, run + "/best"):
+            assert run_of(str(tmp_path / place / "dense.ckpt-12")) == str(tmp_path / run)
 
 
 def test_a_run_without_checkpoints_does_not_reserve_its_name(tmp_path):
