@@ -12,6 +12,7 @@ from support.file_reading import shortened
 from support.run_directory import CHECKPOINT, RunDirectory, run_of
 from support.weight_average import averages_first
 
+ADAMS_POWERS = ("beta1_power", "beta2_power")  # how the names of two variables end
 LEAST_VALIDATION = 30  # images; fewer say nothing about which weights are better
 # The errors that restoring raises for a damaged or missing file; ValueError: the index file is missing.
 DAMAGED = (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.NotFoundError, ValueError)
@@ -160,7 +161,7 @@ class Checkpoints:
         """Returns the Saver for a checkpoint, which may have other names than the variables of the graph.
 
         A graph without averages of the weights reads the averages as its weights. Earlier versions numbered the blocks
-        of some networks from 1, not 0.
+        of some networks from 1, not 0. Two of Adam's variables are called otherwise by TensorFlow 1 in float16.
         """
         try:
             saved = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
@@ -174,6 +175,8 @@ class Checkpoints:
         if len(averages_first(variables)) == len(variables):
             read = averages_first(saved)
             names = {name: read.get(other, other) for name, other in names.items()}
+        powers = {name.rpartition("/")[2]: name for name in saved if name.endswith(ADAMS_POWERS)}
+        names = {name: powers.get(other.rpartition("/")[2], other) for name, other in names.items()}
         if all(name == other for name, other in names.items()):
             return self.saver
         key = tuple(names.values())

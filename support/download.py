@@ -38,12 +38,13 @@ def fetch_all(files, mirrors, folder, exact=True):
     Raises:
         Unavailable: no mirror delivers a file, or the folder cannot be written. The message says which and why.
     """
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise Unavailable("cannot create the folder %s (%s)" % (folder, error.strerror)) from None
     problems = _unreachable(mirrors)
     reachable = [mirror for mirror in mirrors if mirror not in problems]
+    try:
+        if reachable:  # else no empty folder is left behind
+            os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise Unavailable("cannot create the folder %s (%s)" % (folder, error.strerror)) from None
     for name, (size, known_hash) in files.items():
         for mirror in reachable:
             problem = _fetch(mirror + name, name, size, known_hash, folder, exact)

@@ -122,7 +122,7 @@ def trained_network(choose, arguments=(), **overrides):
     """
     config = choose(arguments, **overrides)
     directory, recorded = _recorded(config)
-    if recorded is None:
+    if recorded is None or config.weights and not directory.checkpoints() + directory.checkpoints("best"):
         return _network_without_run(choose, config, directory.path)
     facts = recorded.pop("data", {})
     if "class_names" not in facts:
@@ -148,6 +148,9 @@ def trained_network(choose, arguments=(), **overrides):
         given = getattr(config, name)
         if given != getattr(trained, name) and given != "auto":
             _refuse(directory, name, getattr(trained, name), given)
+    if trained.dataset == "digits" and config.mode != "predict" and "data_dir" in config.given:
+        raise UserError("%s was trained on the digits in scikit-learn, and no other data are read for it: leave "
+                        "data_dir out, or set run_name to the run you mean" % directory.path)
     if config.weights and config.identities["weights"] != weights:
         _refuse(directory, "weights", weights, config.identities["weights"])
     _say_what_surprises(config, trained, directory.path, facts, data_dir)
@@ -336,8 +339,21 @@ def _as_other_data(data, trained):
         say("%s holds other data than %s was trained on: %d images are evaluated%s" % (
             data_dir, directory.path, len(test), left_out and (
                 ", %d that it was trained on or chosen by are left out" % left_out) or ""))
+        _say_lost_images(trained, digests)
     labels = np.array([known.index(name) if name in known else -1 for name in data.class_names])[test.labels]
     return dataclasses.replace(data, test=Split(test.images, labels), class_names=tuple(facts["class_names"]))
+
+
+def _say_lost_images(trained, digests):
+    """Says how many of the images that a run has seen are not among those with these digests, found where they were."""
+    seen, recorded = trained.directory.seen_images(), trained.directory.read_json("settings.json").get("data_dir")
+    own = trained.config.dataset == "folder" and recorded and (
+        os.path.realpath(recorded) == os.path.realpath(trained.config.data_dir))
+    lost = np.count_nonzero(~np.isin(seen, digests)) if own and seen is not None else 0
+    if lost:
+        say("%d of the %d images that it was trained on or chosen by are not found again in this folder, where they "
+            "were: if only their pixels are others, by a change or by another version of Pillow, the accuracy is too "
+            "high" % (lost, len(seen)))
 
 
 def serving_graph(inference, config, facts):

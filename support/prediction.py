@@ -49,7 +49,7 @@ def predict(choose, inference, arguments=(), **overrides):
     heat_maps = _HeatMaps(config.heatmaps, files) if config.heatmaps else None
     if config.json:
         _check_json(config.json)  # now: an error after the work would lose it
-    answers = []
+    answers, complete = [], False
     reading = _Reading(config, facts, directory.read_json("appearance.json") or {}, files)
     with tf.Graph().as_default(), tf.Session(config=Cluster().session_config()) as sess:
         images, probabilities, *maps = serving_graph(inference, config, facts)
@@ -59,9 +59,12 @@ def predict(choose, inference, arguments=(), **overrides):
             for answer in _answers(files, reading, lambda pixels: sess.run(fetched, {images: pixels}),
                                    facts["class_names"], heat_maps):
                 answers.append(answer)
+            complete = True
         finally:
-            if config.json and answers:  # else an earlier file's are kept
+            if config.json and answers and (complete or not os.path.exists(config.json)):
                 write_json(config.json, answers, "json")
+            elif config.json and not complete and os.path.exists(config.json):
+                say("%s keeps the answers that it had before" % config.json)
     reading.advise()
     if heat_maps:
         heat_maps.conclude()
@@ -106,7 +109,10 @@ def _files(config):
     if not config.images:
         raise UserError("mode=predict classifies images: name files or folders, images=a.png,folder/")
     written = (config.model_dir, config.log_dir, config.cache_dir, config.export_dir)
-    files = [file for path in expanded(config.images) for file in files_under(path, written)]
+    found = [(path, file) for path in expanded(config.images) for file in files_under(path, written)]
+    # The answers may lie in a folder of images.
+    own = os.path.realpath(config.json) if config.json else None
+    files = [file for path, file in found if file == path or os.path.realpath(file) != own]
     if not files:
         raise UserError("there are no files in %s" % ", ".join(config.images))
     for file in files:

@@ -121,6 +121,10 @@ def _without_effect(config):
         found.append("epsilon")
     if config.augmentation and not config.flip:
         found.append("alternate_flip")
+    if len(config.blocks) == 1:  # there is no transition
+        found += ["compression", "transition_channels", "transition_pooling"]
+    elif config.transition_channels:
+        found.append("compression")
     return found
 
 

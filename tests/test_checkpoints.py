@@ -4,6 +4,7 @@ import glob
 import shutil
 
 import numpy as np
+import pytest
 import tensorflow.compat.v1 as tf
 
 from support.checkpoints import Checkpoints
@@ -54,3 +55,20 @@ def test_checkpoints_with_blocks_numbered_from_1_are_restored(tmp_path):
         assert checkpoints.restore_newest(sess)
         assert "dense_0/conv1/kernel" in tf.train.load_checkpoint(
             str(tmp_path / "dense.ckpt-2")).get_variable_to_shape_map()
+
+
+@pytest.mark.parametrize("saved,restored", [("", "optimizer/cond_1/"), ("optimizer/cond_1/", "")])
+def test_checkpoints_of_float16_are_restored_by_the_other_tensorflow(tmp_path, saved, restored):
+    """TensorFlow 1 makes two of Adam's variables within the condition of loss scaling, with other names."""
+    def variables(scope):
+        return [tf.get_variable(scope + name, initializer=np.float32(index + 1))
+                for index, name in enumerate(("beta2_power", "beta1_power"))]
+
+    with tf.Graph().as_default(), tf.Session() as sess, RunDirectory(str(tmp_path), {}) as directory:
+        variables(saved)
+        sess.run(tf.global_variables_initializer())
+        Checkpoints(directory).save(sess, 1)
+    with tf.Graph().as_default(), tf.Session() as sess, RunDirectory(str(tmp_path), {}) as directory:
+        found = variables(restored)
+        assert Checkpoints(directory).restore_newest(sess)
+        assert sess.run(found) == [1, 2]

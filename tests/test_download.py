@@ -218,4 +218,12 @@ def test_a_closed_port(tmp_path):
 def test_a_folder_that_cannot_be_created_gives_an_error(tmp_path):
     (tmp_path / "data").write_text("")
     with pytest.raises(download.Unavailable, match="cannot create the folder"):
-        download.fetch_all(FILES, [], str(tmp_path / "data" / "mnist"))
+        with server(good) as url:
+            download.fetch_all(FILES, [url], str(tmp_path / "data" / "mnist"))
+
+
+def test_without_a_mirror_no_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_unreachable", lambda mirrors: dict.fromkeys(mirrors, "no network"))
+    with pytest.raises(download.Unavailable, match="no network"):
+        download.fetch_all(FILES, ["http://localhost:1/"], str(tmp_path / "mnist"))
+    assert not (tmp_path / "mnist").exists()

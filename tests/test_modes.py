@@ -486,6 +486,15 @@ def test_predict_says_that_it_does_not_read_other_data(run, capsys):
         run["data_dir"]) in capsys.readouterr().out
 
 
+def test_other_data_than_the_digits_are_refused(folder):
+    options = dict(dataset="digits", blocks=(1,), growth_k=2, batch_size=200, total_epochs=1, run_name="d")
+    Densenet.train(**options)
+    for use in (Densenet.evaluate, Densenet.export):
+        with pytest.raises(UserError, match="model/d was trained on the digits .* leave data_dir out"):
+            use(run_name="d", data_dir="elsewhere")
+    assert Densenet.evaluate(run_name="d")["images"] == 359
+
+
 @MNIST
 def test_a_result_is_said_before_anything_is_written(run, capsys, monkeypatch):
     """A run on a disk that cannot be written is evaluated."""
@@ -515,6 +524,19 @@ def test_test_images_that_an_earlier_version_drew_among_all_files_are_not_the_ru
     assert "did not record its training images" in output and "on other data than the run's" in output
     with pytest.raises(UserError, match="among which earlier versions drew test images, too: not recorded, now "):
         Densenet.train(**dict(TINY_FOLDER, data_dir="pets", total_epochs=2))
+
+
+def test_images_of_the_run_with_other_pixels_are_pointed_out(pets, capsys):
+    """As another version of Pillow may make them. Images of another folder need not be the run's."""
+    path = "model/%s/seen_images.npy" % pets["run_name"]
+    seen = np.load(path)
+    np.save(path, np.concatenate([seen[3:], seen[:3] + 1]))
+    Densenet.evaluate(**pets)
+    assert "3 of the %d images that it was trained on or chosen by are not found again in this folder" % len(
+        seen) in capsys.readouterr().out
+    shutil.copytree("pets", "elsewhere")
+    Densenet.evaluate(**dict(pets, data_dir="elsewhere"))
+    assert "not found again" not in capsys.readouterr().out
 
 
 def test_other_splits_of_the_same_images_are_other_data(pets, capsys):
@@ -665,7 +687,12 @@ def test_weights_are_evaluated_and_exported_without_a_run(weights_alone, capsys)
     given, images = weights_alone
     answers = Densenet.predict(images="noise", **given)
     right = [answer["classes"][0] == os.path.basename(os.path.dirname(answer["image"])) for answer in answers]
-    found = Densenet.evaluate(dataset="folder", data_dir="noise", pixel_range=(0, 4095), **given)
+    own = dict(dataset="folder", data_dir="noise", pixel_range=(0, 4095), **given)
+    begun = "model/%s" % Densenet.choose(**own).run_name  # a training that was stopped before it saved anything
+    os.makedirs(begun)
+    with open(begun + "/settings.json", "w") as file:
+        json.dump({}, file)
+    found = Densenet.evaluate(**own)
     assert found["images"] == 30 and found["accuracy"] == np.mean(right)
     assert "trained on" not in capsys.readouterr().out
     saved_model, _ = Densenet.export(**given)

@@ -87,6 +87,28 @@ def test_what_the_program_writes_is_not_classified(run):  # noqa: F811
 
 
 @MNIST
+def test_the_answers_may_lie_beside_the_images(run, monkeypatch, capsys):  # noqa: F811
+    """They are no image, and a command that is stopped does not replace those that are complete."""
+    image_files(run["run_name"])
+    for _ in range(2):
+        answers = Densenet.predict(images="images", json="images/answers.json", **run)
+        assert len(answers) == 4 and read("images/answers.json") == answers
+
+    def stopped(*arguments):
+        yield answers[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction, "_answers", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Densenet.predict(images="images", json="images/answers.json", **run)
+    assert read("images/answers.json") == answers
+    assert "images/answers.json keeps the answers that it had before" in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):
+        Densenet.predict(images="images", json="new.json", **run)
+    assert read("new.json") == answers[:1]
+
+
+@MNIST
 def test_an_image_unlike_the_training_images_is_pointed_out(run, capsys):  # noqa: F811
     """The training images have stripes as bright as 250 on dark noise; these pictures are unlike them."""
     page = np.full([200, 300], 255, np.uint8)

@@ -76,6 +76,10 @@ def test_values_without_effect_are_left_out(capsys):
     assert "unused   epsilon=0.001, alternate_flip=True: other settings turn that off" in lines
     lines = header(capsys, Densenet.choose(augmentation=False, rotation=20, cutout=0))
     assert "unused   rotation=20: other settings turn that off" in lines
+    lines = header(capsys, Densenet.choose(blocks=(3,), compression=0.7, transition_pooling="max"))
+    assert "unused   compression=0.7, transition_pooling=max: other settings turn that off" in lines
+    lines = header(capsys, Densenet.choose(compression=0.7, transition_channels=8))
+    assert "unused   compression=0.7: other settings turn that off" in lines
     # Of images that are stored for random crops, the centre is used without them, too.
     lines = header(capsys, Densenet.choose(dataset="folder", data_dir=".", augmentation=False, crop_area=0.5))
     assert "crop area 0.5" in lines[3] and not [line for line in lines if line.startswith("unused")]
