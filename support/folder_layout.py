@@ -39,6 +39,7 @@ AFFIXES = ("set", "sets", "data", "dataset", "image", "images", "img", "imgs", "
            "sample", "samples", "file", "files", "folder", "dir", "split", "seg")
 # Words that stand for a role only where every folder beside them has one: they are names of languages, too.
 SHORT_WORDS = {"tr": "train", "trn": "train", "te": "test", "tst": "test"}
+WITH_AFFIX = dict(SHORT_WORDS, ts="test")  # beside one of AFFIXES, as in `imagesTr`, they stand for a role everywhere
 ROLE_WORD = re.compile("(%s)(?:%s)?" % ("|".join(ROLE_WORDS), "|".join(AFFIXES)))
 
 
@@ -67,6 +68,7 @@ class _Folder:
     barren: list  # names of the other sub-folders
     loose: bool  # whether images lie in the folder itself
     dangling: list  # names of links that lead nowhere
+    stored: dict = dataclasses.field(default_factory=dict)  # {name above: name on disk}, where these differ
 
 
 def layout_of(data_dir, excluded=(), evaluated=False):
@@ -95,11 +97,15 @@ def layout_of(data_dir, excluded=(), evaluated=False):
             # Unlabelled images, some or all in a sub-folder, which loaders of other programs need (`test/unknown`).
             if (folder.loose or len(folder.holding) == 1) and not set(folder.holding) & set(train.holding):
                 flat[os.path.relpath(roles.pop(role).path, root.path)] = role
+        _check_that_train_is_no_class(tree, root, train, others if not roles and not flat else [])
         _note_unused(root, flat, others, notes)
-    elif evaluated and roles and not flat and not others:
+    elif evaluated and any(not set(folder.holding) <= {*others, *flat} for folder in roles.values()):
         train = roles.pop(sorted(roles)[-1])
+        _note_unused(root, flat, others, notes)
     else:
         train = _classes_beside(root, roles, flat, others, notes)
+    train = _without_copy(tree, train, notes)
+    roles = {role: _with_names_of(train, folder) for role, folder in roles.items()}
     names = sorted(set(train.holding).union(*(folder.holding for folder in roles.values()))) if evaluated else (
         train.holding)
     if len(names) < (1 if evaluated else 2):
@@ -268,16 +274,24 @@ def _role_names(names):
         return dict(zip(names, map(ROLE_WORDS.get, full)))
     parsed = {}
     for name in names:
-        parted = re.sub(r"(?<=[a-z])(?=[A-Z]\d*$)", "_", name)  # trainA has two words
-        words = re.findall(r"[^\W\d_]+|\d+", parted.casefold())
-        words = words[1:] if len(words) > 1 and words[0].isdigit() else words
-        roles = [match.group(1) for match in map(ROLE_WORD.fullmatch, words) if match]
+        words, roles = _words_and_roles(name)
+        if not roles:  # trainA, flowersTrain
+            words, roles = _words_and_roles(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name))
         rest = tuple(word for word in words
                      if not ROLE_WORD.fullmatch(word) and word not in AFFIXES and not re.fullmatch("(19|20)..", word))
         if len(roles) == 1:
             parsed[name] = ROLE_WORDS[roles[0]], rest
     return {name: role for name, (role, rest) in parsed.items()
             if not rest or any(other != role and same == rest for other, same in parsed.values())}
+
+
+def _words_and_roles(name):
+    """The words of a folder's name, without a leading number, and those of ROLE_WORDS that are among them."""
+    words = re.findall(r"[^\W\d_]+|\d+", name.casefold())
+    words = words[1:] if len(words) > 1 and words[0].isdigit() else words
+    if set(words) & set(AFFIXES) and set(words) <= {*AFFIXES, *WITH_AFFIX}:
+        words = [WITH_AFFIX.get(word, word) for word in words]
+    return words, [match.group(1) for match in map(ROLE_WORD.fullmatch, words) if match]
 
 
 def _roles(tree, root):
@@ -351,6 +365,25 @@ def _classes_beside(root, roles, flat, others, notes):
     return train
 
 
+def _check_that_train_is_no_class(tree, root, train, beside):
+    """Raises DataError if all folders beside the training folder, with no role, have the same sub-folders as it."""
+    if beside and all(tree.scan(path).holding == train.holding for path in _paths(root, beside)):
+        raise DataError("%s has the same sub-folders as %s, and may be a class like these or the training folder: "
+                        "rename it in the first case, set data_dir to it in the second"
+                        % (printable(train.path), _listing(beside)))
+
+
+def _without_copy(tree, train, notes):
+    """The training folder without a sub-folder that holds folders of all other classes, as a copy of the data does."""
+    for name in train.holding:
+        others = [other for other in train.holding if other != name]
+        path = os.path.join(train.path, name)
+        if len(others) > 1 and os.path.isdir(os.path.join(path, others[0])) and tree.scan(path).holding == others:
+            notes.append("not used, for it holds the folders that lie beside it, as a copy does: %s" % printable(path))
+            return dataclasses.replace(train, holding=others)
+    return train
+
+
 def _too_few(tree, folder):
     """Returns the sentence for a folder without two folders of images."""
     if folder.loose and not folder.holding:
@@ -369,18 +402,34 @@ def _unlabelled(paths):
 
 
 def _note_unused(root, flat, others, notes):
-    """Notes what is unused beside a training folder."""
+    """Notes what is unused beside folders with roles."""
     if flat:
         paths = [*map(printable, _paths(root, flat))]
         notes.append("not used, for the images are not in folders of these classes: %s; mode=predict images=%s "
                      "classifies such images" % (_listing(paths), paths[0]))
     if others:
-        notes.append("not used, for they are beside the training folder and not named as one for validation or test: %s"
-                     % _listing(_paths(root, others)))
+        notes.append("not used, for they are not named as folders for training, validation or test, as those beside "
+                     "them are: %s" % _listing(_paths(root, others)))
+
+
+def _with_names_of(train, folder):
+    """A folder whose sub-folders are called as those of the training folder, where only the encoding differs.
+
+    Of one letter with an accent, or two (Unicode's forms NFC and NFD): archives that are made on macOS have the latter.
+    """
+    known = {unicodedata.normalize("NFC", name): name for name in train.holding}
+    names = {name: known.get(unicodedata.normalize("NFC", name), name) for name in folder.holding + folder.barren}
+    return dataclasses.replace(
+        folder, holding=[names[name] for name in folder.holding], barren=[names[name] for name in folder.barren],
+        stored={known: name for name, known in names.items() if name != known})
 
 
 def _check_classes(tree, train):
     """Raises DataError where what would be classes are parts of a data set, or each has folders of roles in it."""
+    alike = {unicodedata.normalize("NFC", name) for name in train.holding}
+    if len(alike) < len(train.holding):
+        raise DataError("%s has sub-folders whose names differ in the encoding of letters alone: %s; make one of them"
+                        % (printable(train.path), _listing(map(ascii, sorted(set(train.holding) - alike)))))
     deep = [path for path in _paths(train, train.holding) if not tree.has_images_directly(path)]
     if len(train.holding) < 2 or not deep:
         return
@@ -476,12 +525,12 @@ def _files(tree, train, roles, class_names):
             files += [(path, label, "train") for path in listed(os.path.join(train.path, name))]
         for role in (VALIDATION, TEST):
             if role in roles and name in roles[role].holding + roles[role].barren:
-                files += [(path, label, role) for path in listed(os.path.join(roles[role].path, name))]
+                files += [(path, label, role) for path in listed(*_paths(roles[role], [name]))]
     return files
 
 
 def _paths(folder, names):
-    return [os.path.join(folder.path, name) for name in names]
+    return [os.path.join(folder.path, folder.stored.get(name, name)) for name in names]
 
 
 def _listing(names, most=LISTED):

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import re
 import types
+import unicodedata
 
 import numpy as np
 import PIL
@@ -314,7 +315,9 @@ def _as_other_data(data, trained):
     if data.name == "folder":  # all its images
         test = image_folder.joined([getattr(data, split) for split in SPLITS])
         digests = np.concatenate([data.digests[split] for split in SPLITS])
-    unknown = sorted({data.class_names[label] for label in np.unique(test.labels)} - set(known))
+    # Names from an archive that was made on macOS may have other encodings of letters with accents.
+    known, names = ([unicodedata.normalize("NFC", name) for name in each] for each in (known, data.class_names))
+    unknown = sorted({names[label] for label in np.unique(test.labels)} - set(known))
     if unknown and trained.weights is not None:
         raise UserError("%s has the class %s, and %s tells apart %s%s: name the folders of images after these" % (
             data_dir, unknown[0], trained.weights.source, shortened(known),
@@ -340,7 +343,7 @@ def _as_other_data(data, trained):
             data_dir, directory.path, len(test), left_out and (
                 ", %d that it was trained on or chosen by are left out" % left_out) or ""))
         _say_lost_images(trained, digests)
-    labels = np.array([known.index(name) if name in known else -1 for name in data.class_names])[test.labels]
+    labels = np.array([known.index(name) if name in known else -1 for name in names])[test.labels]
     return dataclasses.replace(data, test=Split(test.images, labels), class_names=tuple(facts["class_names"]))
 
 

@@ -22,12 +22,12 @@ PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4
 SPELLINGS = {
     "train": ("train", "Train", "TRAIN", "tRaIn", "training", "Training", "TRAINING", "seg_train", "train_set",
               "training_set", "trainset", "TrainSet", "train-images", "train images", "train_data", "Training Data",
-              "traindata", "img_train", "train.files", "train2017"),
+              "traindata", "imagesTr", "imgTrain", "img_train", "train.files", "train2017"),
     "validation": ("val", "Val", "VAL", "valid", "Valid", "validation", "Validation", "VALIDATION", "dev", "Dev",
                    "seg_val", "val_set", "validation-set", "valset", "devset", "val_images", "Validation Data",
                    "val2017"),
-    "test": ("test", "Test", "TEST", "testing", "Testing", "seg_test", "test_set", "testset", "TestSet", "test-images",
-             "test_data", "Testing Data", "image_test", "test2017")}
+    "test": ("test", "imagesTs", "Test", "TEST", "testing", "Testing", "seg_test", "test_set", "testset", "TestSet",
+             "test-images", "test_data", "Testing Data", "image_test", "test2017")}
 NO_ROLES = ("cats", "dogs", "0", "1", "10", "2", "trainers", "latest", "devices", "contest", "trained", "validated",
             "protest", "bullet_train", "crash test", "Ünï çödé", "点", "a.b", "-dash", "it's", "50%s", "n01443537",
             "testimony", "train-conductors", "Cats")
@@ -847,3 +847,55 @@ def test_few_files_of_a_kind_are_opened_in_search_of_an_image(tmp_path, monkeypa
     opened = []
     monkeypatch.setattr(folder_layout, "_is_identified", opened.append)
     assert layout_of(str(tmp_path)).class_names == ["a", "b"] and len(opened) == folder_layout.OPENED
+
+
+@pytest.mark.parametrize("first,second", [("flowersTrain", "flowersTest"), ("FlowersTrain", "FlowersTest")])
+def test_capitals_part_words(tmp_path, first, second):
+    plant(*(tmp_path / split / name for split in (first, second) for name in ("rose", "tulip")))
+    layout = layout_of(str(tmp_path))
+    assert counts(layout) == {"train": {"rose": 6, "tulip": 6}, "test": {"rose": 6, "tulip": 6}}
+
+
+def test_languages_are_classes(tmp_path):
+    plant(tmp_path / "tr", tmp_path / "ts", tmp_path / "de")
+    assert layout_of(str(tmp_path)).class_names == ["de", "tr", "ts"]
+
+
+def test_a_class_called_train_beside_alike_folders_is_refused(tmp_path):
+    vehicles = [tmp_path / name for name in ("bus", "car", "train")]
+    plant(*(vehicle / when for vehicle in vehicles for when in ("day", "night")))
+    assert "train has the same sub-folders as bus, car, and may be a class like these or the" in refusal(
+        str(tmp_path))
+    assert layout_of(str(tmp_path / "train")).class_names == ["day", "night"]
+    plant(tmp_path / "test" / "day", tmp_path / "test" / "night")
+    assert counts(layout_of(str(tmp_path))) == {"train": {"day": 6, "night": 6}, "test": {"day": 6, "night": 6}}
+
+
+def test_a_copy_of_all_classes_within_one_is_no_class(tmp_path):
+    plant(*(tmp_path / place / name for place in ("cells", "cells/cells") for name in ("Infected", "Clean")))
+    layout = layout_of(str(tmp_path / "cells"))
+    assert counts(layout) == {"train": {"Infected": 6, "Clean": 6}}
+    assert "the folders that lie beside it, as a copy does: %s" % (tmp_path / "cells" / "cells") in layout.notes[0]
+
+
+NFC, NFD = "caf\xe9", "cafe\u0301"
+
+
+def test_one_name_in_two_encodings_is_one_class(tmp_path):
+    for train, test in ((NFC, NFD), (NFD, NFC)):
+        place = tmp_path / ascii(train)
+        plant(place / "train" / train, place / "train" / "bar", place / "test" / test, place / "test" / "bar")
+        layout = layout_of(str(place))
+        assert layout.class_names == sorted(["bar", train])
+        assert counts(layout) == {"train": {"bar": 6, train: 6}, "test": {"bar": 6, train: 6}}
+    plant(tmp_path / "both" / NFC, tmp_path / "both" / NFD)
+    assert r"both has sub-folders whose names differ in the encoding of letters alone: 'cafe\u0301'" in refusal(
+        str(tmp_path / "both"))
+
+
+def test_labelled_images_are_evaluated_beside_others(tmp_path):
+    plant(tmp_path / "valid" / "a", tmp_path / "valid" / "b", tmp_path / "test", tmp_path / "previews")
+    layout = layout_of(str(tmp_path), evaluated=True)
+    assert counts(layout) == {"train": {"a": 6, "b": 6}}
+    assert len([note for note in layout.notes if "not used" in note]) == 2
+    assert "no training images of all these classes" in refusal(str(tmp_path))

@@ -467,6 +467,19 @@ def test_other_data_with_some_of_the_classes_are_evaluated(run):
     assert content["images"] == 12 and np.sum(content["confusion_matrix"], 1).tolist() == [0, 4, 4, 0, 0, 0, 0, 0, 0, 4]
 
 
+def test_names_of_classes_may_have_another_encoding(pets):
+    """As in an archive that was made on macOS: a letter and an accent for what is one letter elsewhere."""
+    path = "model/%s/settings.json" % pets["run_name"]
+    settings = read(path)
+    name, settings["data"]["class_names"][0] = settings["data"]["class_names"][0], "caf\xe9"
+    with open(path, "w") as file:
+        json.dump(settings, file)
+    os.remove("model/%s/seen_images.npy" % pets["run_name"])
+    shutil.copytree("pets", "mac")
+    os.rename("mac/" + name, "mac/cafe\u0301")
+    assert np.sum(Densenet.evaluate(**dict(pets, data_dir="mac"))["confusion_matrix"], 1).min() > 0
+
+
 def test_a_network_may_be_named_as_in_training(pets):
     """Its parts may have been changed: the command of the training, with another mode, selects the run."""
     options = dict(dataset="folder", data_dir="pets", image_size=32, network="densenet_folder", run_name="named")
