@@ -374,14 +374,13 @@ def _check_that_train_is_no_class(tree, root, train, beside):
 
 
 def _without_copy(tree, train, notes):
-    """The training folder without a sub-folder that holds folders of all other classes, as a copy of the data does."""
-    for name in train.holding:
-        others = [other for other in train.holding if other != name]
-        path = os.path.join(train.path, name)
-        if len(others) > 1 and os.path.isdir(os.path.join(path, others[0])) and tree.scan(path).holding == others:
-            notes.append("not used, for it holds the folders that lie beside it, as a copy does: %s" % printable(path))
-            return dataclasses.replace(train, holding=others)
-    return train
+    """The training folder without a copy of it inside: of its name, with folders of all other classes."""
+    name = os.path.basename(os.path.abspath(train.path))
+    path, others = os.path.join(train.path, name), [other for other in train.holding if other != name]
+    if name not in train.holding or len(others) < 2 or tree.scan(path).holding != others:
+        return train
+    notes.append("not used, for it holds the folders that lie beside it, as a copy does: %s" % printable(path))
+    return dataclasses.replace(train, holding=others)
 
 
 def _too_few(tree, folder):

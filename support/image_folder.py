@@ -89,8 +89,9 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
 
 def _say_unread_images(data_dir, dataset):
     """Says that a data set, which is sought in data_dir, is not the folders of images that are there."""
-    names = sorted(os.listdir(data_dir)) if os.path.isdir(data_dir) else []
-    found = [name for name in names if has_images_directly(os.path.join(data_dir, name))]
+    found = []
+    with contextlib.suppress(OSError, DataError):  # it is not there, or cannot be read: that data set's loader says it
+        found = [name for name in sorted(os.listdir(data_dir)) if has_images_directly(os.path.join(data_dir, name))]
     if len(found) > 1:
         say("%s has folders of images (%s), which dataset=%s does not read: to train on these, give dataset=folder"
             % (printable(data_dir), shortened(list(map(printable, found))), dataset))

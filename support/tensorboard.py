@@ -17,6 +17,7 @@ from tensorflow.python.client.timeline import Timeline
 
 from support import UserError, pictures, say
 from support.projector import write_projector
+from support.replicas import CONSTANTS
 from support.run_directory import AS_PATHS, locked
 from support.settings import shown
 
@@ -154,17 +155,25 @@ def drawn_names(graph):
 
 
 def drawn_graph(graph, names):
-    """The tf.GraphDef of the operations in `names`, {name in `graph`: name in the result}; see `drawn_names`."""
+    """The tf.GraphDef of the operations in `names`, {name in `graph`: name in the result}; see `drawn_names`.
+
+    Of a constant that several operations share, each gets one of its own, so that no lines lead from layer to layer.
+    """
     definition = graph.as_graph_def(add_shapes=True)
     drawn = tf.GraphDef(versions=definition.versions)  # TensorBoard would draw each function of its library beside it
+    nodes = {node.name: node for node in definition.node}
     for node in definition.node:
-        if node.name in names:
+        if not names.get(node.name, CONSTANTS).startswith(CONSTANTS):
             copy = drawn.node.add()
             copy.CopyFrom(node)
             copy.name = names[node.name]
             for place, source in enumerate(node.input):  # name, name:1, or ^name
                 control, name, output = re.match(r"(\^?)([^:]+)(.*)", source).groups()
                 copy.input[place] = control + names[name] + output
+                if names[name].startswith(CONSTANTS):
+                    constant = drawn.node.add()
+                    constant.CopyFrom(nodes[name])
+                    constant.name = copy.input[place] = "%s/constant_%d" % (copy.name, place)
     return drawn
 
 

@@ -876,6 +876,8 @@ def test_a_copy_of_all_classes_within_one_is_no_class(tmp_path):
     layout = layout_of(str(tmp_path / "cells"))
     assert counts(layout) == {"train": {"Infected": 6, "Clean": 6}}
     assert "the folders that lie beside it, as a copy does: %s" % (tmp_path / "cells" / "cells") in layout.notes[0]
+    os.rename(str(tmp_path / "cells" / "cells"), str(tmp_path / "cells" / "mixed"))
+    assert layout_of(str(tmp_path / "cells")).class_names == ["Clean", "Infected", "mixed"]
 
 
 NFC, NFD = "caf\xe9", "cafe\u0301"

@@ -5,7 +5,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from helpers import before_the_first_step
 
-from support.replicas import Replica, on_each
+from support.replicas import Replica, on_each, shared_constants
 
 
 def on_three_replicas(build, alike):
@@ -82,3 +82,26 @@ def test_a_step_on_copies_is_that_of_networks_built_by_python(tiny_mnist, monkey
         np.testing.assert_array_equal(copied, built)
     assert devices[0] == devices[1] and len(set(devices[0].values())) == 2
     assert versions[0] == versions[1] > 0
+
+
+def test_equal_numbers_are_one_constant_where_nothing_else_belongs_to_it():
+    with tf.Graph().as_default() as graph, tf.Session() as sess:
+        x = tf.placeholder(tf.float32, [2, 3])
+        with shared_constants("all/"), tf.name_scope("all"):
+            first, second = tf.reshape(x, [3, 2]), tf.reshape(x, [3, 2])
+            others = [tf.constant(value) for value in (1, 1.0, True, [1], np.float32(1), 0.0, -0.0)]
+            assert tf.constant(1, tf.int64).dtype == tf.int64 and tf.constant(1, shape=[2]).shape == [2]
+            with tf.control_dependencies([x.op]):
+                dependent = tf.constant(1)
+            with tf.device("/cpu:0"):
+                elsewhere = tf.constant(1)
+            with tf.Graph().as_default() as another:
+                assert tf.constant(1).graph is another
+            with tf.name_scope(None):
+                outside = tf.constant(1)
+        later = tf.constant(1)
+        assert first.op.inputs[1] is second.op.inputs[1] and first.op.inputs[1].name == "all/constants/shape:0"
+        assert len({constant.name for constant in (*others, dependent, elsewhere, outside, later)}) == 11
+        assert dependent.op.control_inputs == [x.op] and elsewhere.device and not others[0].device
+        assert [np.signbit(value) for value in sess.run(others[-2:])] == [False, True]
+        assert graph.get_operation_by_name("all/constants/Const").outputs[0] is others[0]

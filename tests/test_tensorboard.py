@@ -252,6 +252,25 @@ def test_the_graph_keeps_its_names_if_one_would_be_taken_twice():
     assert {"x", "replica_0/x"} <= set(drawn_names(graph).values())
 
 
+def test_a_constant_that_layers_share_is_drawn_in_each_of_them():
+    with tf.Graph().as_default() as graph:
+        labels = tf.placeholder(tf.int64, [4], "labels")
+        with tf.name_scope("replica_0"):
+            with tf.name_scope("constants"):
+                shape = tf.constant([4, 2], name="shape")
+            x = tf.ones([8])
+            for layer in ("first", "second"):
+                with tf.name_scope(layer):
+                    x = tf.reshape(x, shape, "product")
+            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=x)
+    with tf.Graph().as_default() as again:
+        tf.import_graph_def(drawn_graph(graph, drawn_names(graph)), name="")
+    assert not [each.name for each in again.get_operations() if each.name.startswith("constants")]
+    for layer in ("first", "second"):
+        drawn = again.get_operation_by_name(layer + "/product").inputs[1]
+        assert drawn.name == layer + "/product/constant_1:0" and tf.get_static_value(drawn).tolist() == [4, 2]
+
+
 def test_functions_are_not_drawn_beside_the_graph():
     with tf.Graph().as_default() as graph:
         Defun(tf.float32, func_name="double")(lambda x: 2 * x)(tf.constant(2.0))
