@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import threading
 
 import tensorflow.compat.v1 as tf
 from tensorflow.python.framework import constant_op
@@ -11,6 +12,7 @@ from tensorflow.python.ops import collective_ops
 _GROUP = 2
 _FIRST_NUMBER = 1000000
 CONSTANTS = "constants/"  # the name scope of constants that operations share
+_sharing = threading.RLock()  # what `shared_constants` replaces belongs to all threads
 
 
 def all_sum(x, members, group, number):
@@ -55,7 +57,7 @@ def shared_constants(scope):
     Args:
         scope: the name scope, with a slash at the end; empty for the whole graph. The constants are in its CONSTANTS.
     """
-    graph, made, usual = tf.get_default_graph(), {}, constant_op._constant_impl
+    graph, made = tf.get_default_graph(), {}
 
     def place():
         return (graph._current_control_dependencies(), graph._get_control_flow_context(),
@@ -64,8 +66,7 @@ def shared_constants(scope):
     outside = place()
 
     def constant(value, dtype, shape, name, *options, **named):
-        is_plain = isinstance(value, (bool, int, float, list, tuple))
-        if not is_plain or tf.get_default_graph() is not graph or place() != outside or (
+        if not _is_plain(value) or tf.get_default_graph() is not graph or place() != outside or (
                 not ((graph.get_name_scope() or "") + "/").startswith(scope)):
             return usual(value, dtype, shape, name, *options, **named)
         key = repr((value, dtype, shape, options, named))
@@ -74,11 +75,17 @@ def shared_constants(scope):
                 made[key] = usual(value, dtype, shape, name, *options, **named)
         return made[key]
 
-    constant_op._constant_impl = constant
-    try:
-        yield
-    finally:
-        constant_op._constant_impl = usual
+    with _sharing:
+        usual, constant_op._constant_impl = constant_op._constant_impl, constant
+        try:
+            yield
+        finally:
+            constant_op._constant_impl = usual
+
+
+def _is_plain(value):
+    """Whether a value is Python's number or a list of such: of these alone, `repr` tells all, also the type."""
+    return type(value) in (bool, int, float) or type(value) in (list, tuple) and all(map(_is_plain, value))
 
 
 def _copied(tensors, scope, new_scope, replaced):

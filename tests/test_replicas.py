@@ -91,6 +91,7 @@ def test_equal_numbers_are_one_constant_where_nothing_else_belongs_to_it():
             first, second = tf.reshape(x, [3, 2]), tf.reshape(x, [3, 2])
             others = [tf.constant(value) for value in (1, 1.0, True, [1], np.float32(1), 0.0, -0.0)]
             assert tf.constant(1, tf.int64).dtype == tf.int64 and tf.constant(1, shape=[2]).shape == [2]
+            assert tf.constant(np.float64(1)).dtype == tf.float64  # which is a float, too, and looks like 1.0
             with tf.control_dependencies([x.op]):
                 dependent = tf.constant(1)
             with tf.device("/cpu:0"):
