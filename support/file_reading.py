@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import tarfile
+import unicodedata
 import zlib
 
 from support import UserError
@@ -90,6 +91,14 @@ def similar(pattern, folders, used=()):
 def printable(text):
     """A name or path for a message: what cannot be printed, such as a line break, is escaped."""
     return text if text.isprintable() else repr(text)
+
+
+def composed(name):
+    """The name with each letter and its accent as one character (Unicode's form NFC), by which names are compared.
+
+    Archives that are made on macOS have them as two (NFD).
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def shortened(names, most=5):

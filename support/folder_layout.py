@@ -15,7 +15,7 @@ import warnings
 
 from PIL import Image
 
-from support.file_reading import DataError, printable, shortened
+from support.file_reading import DataError, composed, printable, shortened
 from support.pictures import is_heat_map
 
 IGNORED = ("Thumbs.db", "desktop.ini")
@@ -412,12 +412,9 @@ def _note_unused(root, flat, others, notes):
 
 
 def _with_names_of(train, folder):
-    """A folder whose sub-folders are called as those of the training folder, where only the encoding differs.
-
-    Of one letter with an accent, or two (Unicode's forms NFC and NFD): archives that are made on macOS have the latter.
-    """
-    known = {unicodedata.normalize("NFC", name): name for name in train.holding}
-    names = {name: known.get(unicodedata.normalize("NFC", name), name) for name in folder.holding + folder.barren}
+    """A folder whose sub-folders are called as those of the training folder, where only the encoding differs."""
+    known = {composed(name): name for name in train.holding}
+    names = {name: known.get(composed(name), name) for name in folder.holding + folder.barren}
     return dataclasses.replace(
         folder, holding=[names[name] for name in folder.holding], barren=[names[name] for name in folder.barren],
         stored={known: name for name, known in names.items() if name != known})
@@ -425,7 +422,7 @@ def _with_names_of(train, folder):
 
 def _check_classes(tree, train):
     """Raises DataError where what would be classes are parts of a data set, or each has folders of roles in it."""
-    alike = {unicodedata.normalize("NFC", name) for name in train.holding}
+    alike = set(map(composed, train.holding))
     if len(alike) < len(train.holding):
         raise DataError("%s has sub-folders whose names differ in the encoding of letters alone: %s; make one of them"
                         % (printable(train.path), _listing(map(ascii, sorted(set(train.holding) - alike)))))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from support import UserError, say
 from support.data import SPLITS, Split, data_set, digest_of
-from support.file_reading import DataError, printable, shortened
+from support.file_reading import DataError, listing, printable, shortened
 from support.folder_layout import has_images_directly, layout_of
 from support.image_reading import CUT_OFF, ORIENTATION_UNKNOWN, range_of, read_image
 from support.prefetch import mapped_by_threads
@@ -90,8 +90,8 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
 def _say_unread_images(data_dir, dataset):
     """Says that a data set, which is sought in data_dir, is not the folders of images that are there."""
     found = []
-    with contextlib.suppress(OSError, DataError):  # it is not there, or cannot be read: that data set's loader says it
-        found = [name for name in sorted(os.listdir(data_dir)) if has_images_directly(os.path.join(data_dir, name))]
+    with contextlib.suppress(DataError):  # it cannot be read: that data set's loader says it
+        found = [name for name in listing(data_dir) if has_images_directly(os.path.join(data_dir, name))]
     if len(found) > 1:
         say("%s has folders of images (%s), which dataset=%s does not read: to train on these, give dataset=folder"
             % (printable(data_dir), shortened(list(map(printable, found))), dataset))
@@ -124,8 +124,8 @@ def _cache(files, side, data_dir, cache_dir, pixel_range, truncated):
     """The cache of these files, a folder in cache_dir, into which they are decoded if it is not there."""
     described = [(os.path.relpath(path, data_dir), label, split, facts)
                  for (path, label, split), facts in zip(files, _facts([path for path, _, _ in files]))]
-
-    missing = [printable(path) for path, _, _, facts in described if not facts]
+    missing = [printable(path) for path, _, _, facts in described
+               if not facts and os.path.islink(os.path.join(data_dir, path))]
     if missing:
         raise UserError("%d of the files in %s are links that lead nowhere (%s): make what they lead to available, or "
                         "take them away" % (len(missing), data_dir, shortened(missing)))

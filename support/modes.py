@@ -7,7 +7,6 @@ import dataclasses
 import os
 import re
 import types
-import unicodedata
 
 import numpy as np
 import PIL
@@ -20,7 +19,7 @@ from support.data import SPLITS, Split, same_data, say_repeated, subset_of
 from support.evaluation import balanced_is_asked_for, evaluate_split
 from support.explanations import class_maps, classifier_kernel, feature_reuse, kernels_of
 from support.export import COMPARED, IMAGES, PROBABILITIES, check_absent, check_formats, network_of, write_network
-from support.file_reading import shortened
+from support.file_reading import composed, shortened
 from support.networks import NETWORKS
 from support.pictures import write_reuse_picture
 from support.run_directory import RunDirectory, of_earlier_versions, runs_in
@@ -315,8 +314,7 @@ def _as_other_data(data, trained):
     if data.name == "folder":  # all its images
         test = image_folder.joined([getattr(data, split) for split in SPLITS])
         digests = np.concatenate([data.digests[split] for split in SPLITS])
-    # Names from an archive that was made on macOS may have other encodings of letters with accents.
-    known, names = ([unicodedata.normalize("NFC", name) for name in each] for each in (known, data.class_names))
+    known, names = (list(map(composed, each)) for each in (known, data.class_names))
     unknown = sorted({names[label] for label in np.unique(test.labels)} - set(known))
     if unknown and trained.weights is not None:
         raise UserError("%s has the class %s, and %s tells apart %s%s: name the folders of images after these" % (
@@ -342,14 +340,20 @@ def _as_other_data(data, trained):
         say("%s holds other data than %s was trained on: %d images are evaluated%s" % (
             data_dir, directory.path, len(test), left_out and (
                 ", %d that it was trained on or chosen by are left out" % left_out) or ""))
-        _say_lost_images(trained, digests)
+        _say_lost_images(trained, seen, digests)
     labels = np.array([known.index(name) if name in known else -1 for name in names])[test.labels]
     return dataclasses.replace(data, test=Split(test.images, labels), class_names=tuple(facts["class_names"]))
 
 
-def _say_lost_images(trained, digests):
-    """Says how many of the images that a run has seen are not among those with these digests, found where they were."""
-    seen, recorded = trained.directory.seen_images(), trained.directory.read_json("settings.json").get("data_dir")
+def _say_lost_images(trained, seen, digests):
+    """Says how many of the images that a run has seen are not found again where they were.
+
+    Args:
+        trained: the TrainedNetwork.
+        seen: the digests of the images that it was trained on or chosen by; None: unknown.
+        digests: those of the images that are there.
+    """
+    recorded = trained.directory.read_json("settings.json").get("data_dir")
     own = trained.config.dataset == "folder" and recorded and (
         os.path.realpath(recorded) == os.path.realpath(trained.config.data_dir))
     lost = np.count_nonzero(~np.isin(seen, digests)) if own and seen is not None else 0

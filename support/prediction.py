@@ -61,10 +61,10 @@ def predict(choose, inference, arguments=(), **overrides):
                 answers.append(answer)
             complete = True
         finally:
-            if config.json and answers and (complete or not os.path.exists(config.json)):
-                write_json(config.json, answers, "json")
-            elif config.json and not complete and os.path.exists(config.json):
+            if not complete and os.path.exists(config.json):
                 say("%s keeps the answers that it had before" % config.json)
+            elif config.json and answers:  # else an earlier file's are kept
+                write_json(config.json, answers, "json")
     reading.advise()
     if heat_maps:
         heat_maps.conclude()

@@ -50,9 +50,10 @@ def on_each(replicas, build, inputs, alike=True):
 def shared_constants(scope):
     """A context in which equal numbers and lists that operations of a name scope take are one constant.
 
-    TensorFlow makes a constant for each, such as the shape of each reshape: a quarter of a deep network's operations,
-    and an eighth of the time of building it. Where dependencies, a condition, a colocation or another device would be a
-    part of the constant, it is made as usual.
+    TensorFlow makes a constant for each, such as the shape of a reshape: three tenths of a deep network's operations,
+    and an eighth of the time of building it. It has no public way to change this, so that one of its private functions
+    is replaced within the context. Where dependencies, a condition, a colocation or another device would be a part of
+    the constant, it is made as usual.
 
     Args:
         scope: the name scope, with a slash at the end; empty for the whole graph. The constants are in its CONSTANTS.

@@ -163,7 +163,7 @@ def drawn_graph(graph, names):
     drawn = tf.GraphDef(versions=definition.versions)  # TensorBoard would draw each function of its library beside it
     nodes = {node.name: node for node in definition.node}
     for node in definition.node:
-        if not names.get(node.name, CONSTANTS).startswith(CONSTANTS):
+        if node.name in names and not names[node.name].startswith(CONSTANTS):
             copy = drawn.node.add()
             copy.CopyFrom(node)
             copy.name = names[node.name]

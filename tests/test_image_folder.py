@@ -199,7 +199,7 @@ def test_another_version_of_pillow_may_read_what_one_has_skipped(folder, capsys,
     assert "to try again" not in capsys.readouterr().out
 
 
-def test_tiff_images_that_earlier_versions_may_have_turned_wrongly_are_decoded_again(folder, monkeypatch):
+def test_tiff_images_that_earlier_versions_may_have_turned_wrongly_are_decoded_again(folder):
     names = {}
     for kind in ("png", "tif"):
         for name in "ab":
