@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from support import UserError, say
 from support.file_reading import shortened
 from support.run_directory import CHECKPOINT, RunDirectory, run_of
+from support.variables import saver_of
 from support.weight_average import averages_first
 
 ADAMS_POWERS = ("beta1_power", "beta2_power")  # how the names of two variables end
@@ -36,8 +37,9 @@ class Checkpoints:
     def __init__(self, directory, keep=3):
         self.directory = directory
         self.keep = keep
-        # The Saver deletes nothing: it loses its list of old checkpoints when the process ends. `_save` deletes them.
-        self.saver = tf.train.Saver(max_to_keep=None, save_relative_paths=True)
+        # The Saver deletes nothing: it would lose its list of old checkpoints when the process ends. `_save` does it.
+        self._variables = {variable.op.name: variable for variable in tf.global_variables()}
+        self.saver = saver_of(self._variables, save_relative_paths=True)
         self._savers = {}  # for checkpoints with other names, by these names
         self._floating = [variable for variable in tf.global_variables() if variable.dtype.base_dtype.is_floating]
 
@@ -167,7 +169,7 @@ class Checkpoints:
             saved = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
         except (tf.errors.OpError, ValueError, IndexError, RuntimeError):
             return self.saver  # damaged: restoring will report it
-        variables = {variable.op.name: variable for variable in tf.global_variables()}
+        variables = self._variables
         from_1 = not any(name.startswith("dense_0/") for name in saved) and any(
             name.startswith("dense_1/") for name in saved)
         names = {name: re.sub(r"^(dense|trans)_(\d+)/", lambda found: "%s_%d/" % (
@@ -175,11 +177,16 @@ class Checkpoints:
         if len(averages_first(variables)) == len(variables):
             read = averages_first(saved)
             names = {name: read.get(other, other) for name, other in names.items()}
+        for name, other in names.items():
+            theirs, shape = saved.get(other), variables[name].shape
+            if theirs is not None and not shape.is_compatible_with(theirs):  # TensorFlow would restore it
+                raise UserError("cannot restore %s: its %s has the shape %s, not %s: set run_name to its run, or to "
+                                "a new name" % (prefix, other, theirs, shape.as_list()))
         powers = {name.rpartition("/")[2]: name for name in saved if name.endswith(ADAMS_POWERS)}
         names = {name: powers.get(other.rpartition("/")[2], other) for name, other in names.items()}
         if all(name == other for name, other in names.items()):
             return self.saver
         key = tuple(names.values())
         if key not in self._savers:
-            self._savers[key] = tf.train.Saver({other: variables[name] for name, other in names.items()})
+            self._savers[key] = saver_of({other: variables[name] for name, other in names.items()})
         return self._savers[key]

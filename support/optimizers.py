@@ -3,7 +3,7 @@
 import tensorflow.compat.v1 as tf
 from tensorflow.python.training import optimizer as tensorflow_optimizer
 
-from support.variables import companions, move
+from support.variables import companions, move, update
 
 # The settings that `optimizer=NAME` brings. They replace the data set's values; given and edited settings replace them.
 RECIPES = {
@@ -51,33 +51,20 @@ def trained_variables(train_only):
     return [variable for variable in tf.trainable_variables() if variable.op.name.startswith(TRAINED[train_only])]
 
 
-class _RateOfHead:
-    """Makes the learning rate of the classifier `head_rate` times that of the other variables."""
+class _MadeTogether:
+    """Makes the slots of all variables at once, with the names that TensorFlow gives them one by one, and the updates.
 
-    rate_name = None  # of TensorFlow's attribute that holds the rate, a tensor, while variables are updated
+    The learning rate of the classifier is `head_rate` times that of the other variables.
+    """
+
     head_rate = 1.0
+    slots = {}  # {name of a slot: what follows the name of a variable in that of its slot}
+    operation = ""  # that updates a variable. It takes the variable, its slots, and what `_inputs` returns.
+    attributes = {}  # of the operation, {name: AttrValue}
 
     def rate_of(self, variable, rate):
         """The rate of a variable, where that of the others is `rate`."""
         return rate * self.head_rate if _is_of_head(variable) and self.head_rate != 1 else rate
-
-    def _resource_apply_dense(self, gradient, variable):
-        usual = getattr(self, self.rate_name)
-        setattr(self, self.rate_name, self.rate_of(variable, usual))
-        try:
-            return super()._resource_apply_dense(gradient, variable)
-        finally:
-            setattr(self, self.rate_name, usual)
-
-
-def _is_of_head(variable):
-    return variable.op.name.startswith(TRAINED["head"])
-
-
-class _SlotsMadeTogether:
-    """Makes all variables of each slot at once, with the names that TensorFlow gives them one by one."""
-
-    slots = {}  # {name of a slot: what follows the name of a variable in that of its slot}
 
     def _create_slots(self, variables):
         for slot, suffix in self.slots.items():
@@ -85,12 +72,29 @@ class _SlotsMadeTogether:
             self._slot_dict(slot).update(zip(keys, companions(variables, suffix)))
         super()._create_slots(variables)  # finds these, and makes what else the optimizer has
 
+    def _prepare(self):
+        super()._prepare()
+        self._waiting = []  # (gradient, variable)
 
-class AdamW(_RateOfHead, _SlotsMadeTogether, tf.train.AdamOptimizer):
+    def _resource_apply_dense(self, gradient, variable):  # for each variable, between `_prepare` and `_finish`
+        self._waiting.append((gradient, variable))
+
+    def _finish(self, _, name):
+        inputs = [[variable.handle] + [self.get_slot(variable, slot).handle for slot in self.slots] +
+                  self._inputs(gradient, variable) for gradient, variable in self._waiting]
+        variables = [variable for _, variable in self._waiting]
+        return super()._finish(update(self.operation, variables, inputs, **self.attributes), name)
+
+
+def _is_of_head(variable):
+    return variable.op.name.startswith(TRAINED["head"])
+
+
+class AdamW(_MadeTogether, tf.train.AdamOptimizer):
     """Adam with decoupled weight decay, Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2."""
 
-    rate_name = "_lr_t"
     slots = {"m": "/Adam", "v": "/Adam_1"}
+    operation = "ResourceApplyAdam"
 
     def __init__(self, rate, epsilon, weight_decay, head_rate=1.0):
         super().__init__(rate, epsilon=epsilon)
@@ -110,26 +114,39 @@ class AdamW(_RateOfHead, _SlotsMadeTogether, tf.train.AdamOptimizer):
         with tf.control_dependencies([tf.group(*decays)]):
             return super().apply_gradients(gradients, global_step, name)
 
+    def _prepare(self):
+        super()._prepare()
+        # Read after the decays, as `apply_gradients` asks for: so the updates, which take them, come after these, too.
+        self._powers = [power.read_value() for power in self._get_beta_accumulators()]
 
-class MomentumL2(_RateOfHead, _SlotsMadeTogether, tf.train.MomentumOptimizer):
+    def _inputs(self, gradient, variable):
+        return self._powers + [self.rate_of(variable, self._lr_t), self._beta1_t, self._beta2_t, self._epsilon_t,
+                               gradient]
+
+
+class MomentumL2(_MadeTogether, tf.train.MomentumOptimizer):
     """Stochastic gradient descent with momentum 0.9 and L2 weight decay.
 
     g is the gradient with the decay's part, v ← 0.9 v + g. A step is −rate · v, or with `nesterov`, as in the paper's
     section 4.2, −rate · (g + 0.9 v).
     """
 
-    rate_name = "_learning_rate_tensor"
     slots = {"momentum": "/Momentum"}
+    operation = "ResourceApplyMomentum"
 
     def __init__(self, rate, weight_decay, nesterov, head_rate=1.0):
         super().__init__(rate, 0.9, use_nesterov=nesterov)
         self._weight_decay, self.head_rate = weight_decay, head_rate
+        self.attributes = dict(use_nesterov=tf.AttrValue(b=nesterov))
 
     def apply_gradients(self, gradients, global_step=None, name=None):
         """As in `tf.train.Optimizer`; `gradients`: [(gradient, variable)], all of which decay."""
         if self._weight_decay:
             gradients = [(gradient + self._weight_decay * variable, variable) for gradient, variable in gradients]
         return super().apply_gradients(gradients, global_step, name)
+
+    def _inputs(self, gradient, variable):
+        return [self.rate_of(variable, self._learning_rate_tensor), gradient, self._momentum_tensor]
 
 
 def optimizer_of(config, rate):

@@ -6,6 +6,7 @@ one GraphDef.
 
 import tensorflow.compat.v1 as tf
 from tensorflow.core.framework import variable_pb2
+from tensorflow.core.protobuf import saver_pb2
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 
@@ -119,10 +120,79 @@ def move(variables, shares, targets=None):
         _add_node(definition, variable, "Mul", name + "/step", [share, way], T=_type(variable))
         _add_node(definition, variable, "AssignSubVariableOp", name + "/move", [variable.handle.name, name + "/step"],
                   dtype=_type(variable))
+    return _imported(definition, outside, [variable.op.name + "/move" for variable in variables], "move")
+
+
+def update(operation, variables, inputs, **attributes):
+    """Updates each variable by an operation of its own, such as that of an optimizer.
+
+    Args:
+        operation: its type, one of https://www.tensorflow.org/api_docs/python/tf/raw_ops.
+        variables: resource variables of the default graph, of the type of the update.
+        inputs: for each variable, the tensors that its operation takes, in the order of that page.
+        attributes: what the operation has beside T, {name: AttrValue}.
+    Returns:
+        a list of operations.
+    """
+    definition = _empty_definition()
+    for variable, its_inputs in zip(variables, inputs):
+        _add_node(definition, variable, operation, variable.op.name, [x.name for x in its_inputs],
+                  T=_type(variable), **attributes)
+    outside = {x.name: x for its_inputs in inputs for x in its_inputs}
+    return _imported(definition, outside, [variable.op.name for variable in variables], "update")
+
+
+def saver_of(variables, **options):
+    """`tf.train.Saver` of some variables, made in a fraction of the time. It deletes no checkpoint.
+
+    Args:
+        variables: {name in the checkpoint: variable of the default graph}.
+        options: see `tf.train.Saver`.
+    """
+    prefix = tf.placeholder_with_default("model", [], "save/prefix")
+    definition, outside = _empty_definition(), {prefix.name: prefix}
+    names, values, assigned = sorted(variables), [], []
+    for index, name in enumerate(names):
+        variable = variables[name]
+        if isinstance(variable, ResourceVariable):
+            place, kind, read, assign = variable.handle, "dtype", "ReadVariableOp", "AssignVariableOp"
+        else:  # as TensorFlow 1 makes some
+            place, kind, read, assign = variable.op.outputs[0], "T", "Identity", "Assign"
+        outside[place.name] = place
+        values.append("value_%d" % index)
+        assigned.append("assign_%d" % index)
+        kind = {kind: _type(variable)}
+        _add_node(definition, variable, read, values[-1], [place.name], **kind)
+        _add_node(definition, variable, assign, assigned[-1], [place.name, "restored:%d" % index], **kind)
+    text = tf.AttrValue(type=tf.string.as_datatype_enum)
+    for constant, texts in (("names", names), ("slices", [""] * len(names))):
+        definition.node.add(op="Const", name=constant, attr=dict(
+            dtype=text, value=tf.AttrValue(tensor=tf.make_tensor_proto(texts, tf.string))))
+    described = [prefix.name, "names", "slices"]
+    types = tf.AttrValue(list=tf.AttrValue.ListValue(type=[_type(variables[name]).type for name in names]))
+    definition.node.add(op="SaveV2", name="save", input=described + values, attr=dict(dtypes=types))
+    definition.node.add(op="Identity", name="saved", input=[prefix.name, "^save"], attr=dict(T=text))
+    definition.node.add(op="RestoreV2", name="restored", input=described, attr=dict(dtypes=types), device="/cpu:0")
+    definition.node.add(op="NoOp", name="restore", input=["^" + name for name in assigned])
+    saved, restored = _imported(definition, outside, ["saved:0", "restore"], "save")
+    return tf.train.Saver(saver_def=saver_pb2.SaverDef(
+        filename_tensor_name=prefix.name, save_tensor_name=saved.name, restore_op_name=restored.name,
+        version=saver_pb2.SaverDef.V2), **options)
+
+
+def _imported(definition, outside, results, name):
+    """Adds a GraphDef to the default graph, in a new name scope; returns some of its operations and tensors.
+
+    Args:
+        definition: the GraphDef.
+        outside: {name in the definition: tensor of the default graph, or of one around it}.
+        results: the names of what is returned.
+        name: that of the scope.
+    """
     graph = tf.get_default_graph()
     if hasattr(graph, "capture"):  # a branch of tf.cond, such as that of float16's loss scaling, is a graph of its own
         outside = {name: graph.capture(tensor) for name, tensor in outside.items()}
-    return tf.import_graph_def(definition, outside, [variable.op.name + "/move" for variable in variables], name="move")
+    return tf.import_graph_def(definition, outside, results, name=name)
 
 
 def _empty_definition():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from support import UserError
 from support.checkpoints import Checkpoints
 from support.run_directory import RunDirectory
 
@@ -55,6 +56,20 @@ def test_checkpoints_with_blocks_numbered_from_1_are_restored(tmp_path):
         assert checkpoints.restore_newest(sess)
         assert "dense_0/conv1/kernel" in tf.train.load_checkpoint(
             str(tmp_path / "dense.ckpt-2")).get_variable_to_shape_map()
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    """TensorFlow restores a variable of another shape without a word."""
+    with tf.Graph().as_default(), tf.Session() as sess, RunDirectory(str(tmp_path), {}) as directory:
+        tf.get_variable("conv0/kernel", [3, 4])
+        sess.run(tf.global_variables_initializer())
+        Checkpoints(directory).save(sess, 1)
+    with tf.Graph().as_default(), tf.Session() as sess, RunDirectory(str(tmp_path), {}) as directory:
+        tf.get_variable("conv0/kernel", [3, 8])
+        expected = r"dense.ckpt-1: its conv0/kernel has the shape \[3, 4\], not \[3, 8\]: set run_name"
+        for restore in (Checkpoints(directory).restore_newest, Checkpoints(directory).restore_for_use):
+            with pytest.raises(UserError, match=expected):
+                restore(sess)
 
 
 @pytest.mark.parametrize("saved,restored", [("", "optimizer/cond_1/"), ("optimizer/cond_1/", "")])

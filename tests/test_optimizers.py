@@ -100,6 +100,23 @@ def test_weight_decay_adds_dependencies_in_proportion_to_variables(tiny_mnist):
     assert waits[0.25] - waits[0.0] <= 6 * variables
 
 
+def test_no_weight_is_updated_before_all_have_decayed(tiny_mnist):
+    """Otherwise a decay could be of the new weights, or lost."""
+    with before_the_first_step(tiny_mnist, weight_decay=0.25) as (sess, _, _, _):
+        operations = sess.graph.get_operations()
+        decays = {each for each in operations if each.type == "AssignSubVariableOp" and "optimizer/" in each.name}
+        updates = [each for each in operations if each.type == "ResourceApplyAdam"]
+        assert len(updates) == len(decays) == len(tf.trainable_variables())
+        for update in updates:
+            before, waiting = set(), [update]
+            while waiting:
+                operation = waiting.pop()
+                if operation not in before:
+                    before.add(operation)
+                    waiting += [x.op for x in operation.inputs] + list(operation.control_inputs)
+            assert decays <= before
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
 def test_steps_of_momentum_match_numpy(optimizer):
     """Minimizes (a · w²).sum() / 2 with L2 decay; the momentum is 0.9, and Nesterov's for `momentum` alone."""

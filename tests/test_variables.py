@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from support.variables import companions, get_variables, move
+from support.optimizers import AdamW, MomentumL2
+from support.variables import companions, get_variables, move, saver_of
 
 
 def _two_variables():
@@ -94,22 +95,51 @@ def test_companions_begin_with_the_given_tensors():
         assert sess.run(made[1]) == 7
 
 
-@pytest.mark.parametrize("make,slots", [(tf.train.AdamOptimizer, ["Adam", "Adam_1"]),
-                                        (lambda rate: tf.train.MomentumOptimizer(rate, 0.9), ["Momentum"])])
-def test_optimizers_have_the_variables_of_tensorflows(make, slots):
+@pytest.mark.parametrize("theirs,ours,slots", [
+    (lambda: tf.train.AdamOptimizer(0.1), lambda: AdamW(0.1, 1e-8, 0.0), ["Adam", "Adam_1"]),
+    (lambda: tf.train.MomentumOptimizer(0.1, 0.9), lambda: MomentumL2(0.1, 0.0, False), ["Momentum"]),
+    (lambda: tf.train.MomentumOptimizer(0.1, 0.9, use_nesterov=True), lambda: MomentumL2(0.1, 0.0, True),
+     ["Momentum"])])
+def test_optimizers_have_the_variables_and_steps_of_tensorflows(theirs, ours, slots):
     """So that checkpoints of versions that let TensorFlow make them are still read."""
-    from support.optimizers import AdamW, MomentumL2
-    ours = {"Adam": lambda: AdamW(0.1, 1e-8, 0.0), "Momentum": lambda: MomentumL2(0.1, 0.0, False)}[slots[0]]
     found = []
-    for optimizer_of in (lambda: make(0.1), ours):
-        with tf.Graph().as_default(), tf.Session() as sess:
+    for optimizer_of in (theirs, ours):
+        with tf.Graph().as_default() as graph, tf.Session() as sess:
             kernel, _ = _two_variables()
-            step = optimizer_of().minimize(tf.reduce_sum(kernel ** 2), var_list=[kernel])
+            bias = tf.get_variable("bias", initializer=np.float32([4, 7]), use_resource=True)
+            loss = tf.reduce_sum(kernel ** 2) + tf.reduce_sum(bias ** 3)
+            step = optimizer_of().minimize(loss, var_list=[kernel, bias])
             sess.run(tf.global_variables_initializer())
             for _ in range(3):
                 sess.run(step)
             found.append({variable.op.name: sess.run(variable).tolist() for variable in tf.global_variables()})
+            updates = [each for each in graph.get_operations() if each.type.startswith("ResourceApply")]
+            assert [each.device for each in updates] == [kernel.device, bias.device]
     assert found[0] == found[1] and {"layer/kernel/" + slot for slot in slots} < set(found[0])
+
+
+@pytest.mark.parametrize("saved_by,restored_by", [("Saver", "saver_of"), ("saver_of", "Saver")])
+def test_a_saver_reads_and_writes_the_files_of_tensorflows(saved_by, restored_by, tmp_path):
+    """Also for variables as TensorFlow 1 makes them, and for names in the file that are not the variables'."""
+    make, files = {"Saver": tf.train.Saver, "saver_of": saver_of}, {}
+    with tf.Graph().as_default(), tf.Session() as sess:
+        variables = _two_variables() + [tf.get_variable("usual", initializer=np.float64([[0.1, 0.2]]))]
+        names = dict(zip(["z", "a/b", "a/c"], variables))
+        savers = {name: make[name](names, save_relative_paths=True) for name in (saved_by, restored_by)}
+        sess.run(tf.global_variables_initializer())
+        before = sess.run(variables)
+        for name, saver in savers.items():
+            (tmp_path / name).mkdir()
+            path = saver.save(sess, str(tmp_path / name / "saved"), global_step=5, write_meta_graph=False)
+            files[name] = {each.name: each.read_bytes() for each in (tmp_path / name).iterdir()}
+            assert set(files[name]) == {"checkpoint", "saved-5.index", "saved-5.data-00000-of-00001"}
+        assert files[saved_by] == files[restored_by]
+        sess.run([each.assign(tf.zeros_like(each)) for each in variables])
+        savers[restored_by].restore(sess, str(tmp_path / saved_by / "saved-5"))
+        for old, new in zip(before, sess.run(variables)):
+            np.testing.assert_array_equal(new, old)
+        with pytest.raises(tf.errors.NotFoundError):
+            make[restored_by]({"other": variables[0]}).restore(sess, path)
 
 
 @pytest.mark.parametrize("in_branch", [False, True])
