@@ -281,12 +281,10 @@ def network_of(images, config, class_num, training, shared=None):
     return DenseNet(tf.cast(images, config.precision), training=training, class_num=class_num, shared=shared, **named)
 
 
-def inference(images, config, class_num):
-    """The network after training, by the moving averages, on normalized images [N, H, W, C].
-
-    Returns the DenseNet's Outputs, each the mean over the views of an image.
-    """
-    views = views_of(images, config.flip_average, config.shift_average)
+def inference(images, config, class_num, border=None):
+    """The network after training, by the moving averages, on normalized images [N, H, W, C]: the DenseNet's Outputs,
+    each the mean over the views of an image. `border`: as in `views_of`."""
+    views = views_of(images, config.flip_average, config.shift_average, border)
     with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
         net = network_of(tf.concat(views, 0), config, class_num, training=False)
     logits, embedding = (tf.add_n(tf.split(x, len(views))) / len(views) for x in (net.model, net.embedding))
@@ -294,9 +292,9 @@ def inference(images, config, class_num):
     return Outputs(logits, features, embedding)
 
 
-def build_evaluation(images, labels, config, class_num, cluster):
+def build_evaluation(images, labels, config, class_num, border, cluster):
     """The part of the graph that `evaluate_split` runs: see `support.evaluation.outputs_of`."""
-    parts = cluster.on_each_replica(lambda _, its_images: inference(its_images, config, class_num), images)
+    parts = cluster.on_each_replica(lambda _, its_images: inference(its_images, config, class_num, border), images)
     with tf.name_scope("evaluation"):
         return outputs_of(images, labels, parts, loss_of)
 
@@ -353,9 +351,10 @@ def build_graph(data, config, cluster=None):
     histograms = variables_in_histograms()
     with tf.name_scope("inference"), averages_used():
         one_view = types.SimpleNamespace(**dict(vars(config), flip_average=False, shift_average=0))
-        validation = test = build_evaluation(images, labels, one_view, class_num, cluster)
+        validation = test = build_evaluation(images, labels, one_view, class_num, None, cluster)
         if config.flip_average or config.shift_average:
-            test = build_evaluation(images, labels, config, class_num, cluster)
+            border = data.border if data.border.any() else None
+            test = build_evaluation(images, labels, config, class_num, border, cluster)
     recorded = build_recorded(data.mean, data.deviation)
     cluster.build_agreement()
     return types.SimpleNamespace(

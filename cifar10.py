@@ -98,7 +98,7 @@ def _prepare(layout, name, class_names, label_index, data_dir, validation_size, 
                  for file in files]
         return Split(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
-    return data_set(name, split(layout.train), split(layout.test), class_names, validation_size, black_border=False)
+    return data_set(name, split(layout.train), split(layout.test), class_names, validation_size)
 
 
 def _read(layout, data_dir, mirrors):

@@ -123,7 +123,7 @@ def _prepare(source, data_dir, validation_size, mirrors=None):
         say("%s %s: trained on as they are, %d classes (dataset=fashion_mnist, kmnist, emnist_letters, ... for those)"
             % (shortened(foreign, most=1), "are not MNIST's files" if foreign[1:] else "is not MNIST's file",
                len(class_names)))
-    data = data_set(source.name, train, test, class_names, validation_size, black_border=True)
+    data = data_set(source.name, train, test, class_names, validation_size)
     lost = np.setdiff1d(train.labels, data.train.labels)
     if len(lost):
         say("validation_size=%g leaves no training image of %s: make it smaller"
@@ -243,7 +243,7 @@ def prepare_digits(data_dir, validation_size):
     labels = digits.target.astype(np.int64)
     test = np.arange(len(labels)) % 5 == 4
     return data_set("digits", Split(images[~test], labels[~test]), Split(images[test], labels[test]),
-                    CLASS_NAMES, validation_size, black_border=True)
+                    CLASS_NAMES, validation_size)
 
 
 def read_split(images_path, labels_path):

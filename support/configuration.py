@@ -111,7 +111,7 @@ HINTS = {settings.squashed(name): here for here, names in {
     "Adam's β1 and β2 are 0.9 and 0.999": "beta beta1 beta2 betas adam_beta1 adam_beta2",
     "gradients are not clipped": "clip grad_clip clipnorm clipvalue max_grad_norm gradient_clipping",
     "images have the channels of the data set, dataset=folder has three": "grayscale greyscale gray color_mode rgb",
-    "a line is printed for each epoch, and TensorBoard gets a point every 50 steps":
+    "a line is printed for each epoch, and TensorBoard gets a point every 50 steps, or every shorter epoch":
         "verbose print_freq log_interval log_every log_freq print_every display_step quiet",
     "settings are given on the command line, or edited at the top of Densenet.py": "config cfg config_file",
     "the checkpoint with the best validation accuracy is kept and used": "patience early_stopping save_best",
@@ -140,6 +140,7 @@ def choose(module, arguments=(), caller=None, **overrides):
         UserError: an unknown name, a bad value, or a setting that the mode or the data set does not use.
     """
     kinds = settings.declared(module)
+    _check_lines(module, kinds)
     given = settings.given_in(arguments, overrides, kinds, HINTS)
     usual_mode = settings.check("mode", module.mode, kinds)
     mode = given.get("mode", caller or usual_mode)
@@ -165,7 +166,7 @@ def choose(module, arguments=(), caller=None, **overrides):
     origins.update(dict.fromkeys(given, "given"))
 
     if dataset != "folder":
-        _check_no_folder_settings(own, given, dataset, mode)
+        _check_no_folder_settings(given, dataset, mode)
     identifying = [name for name in module.IDENTIFYING if dataset == "folder" or name not in FOLDER_ONLY]
     identities = {"weights": start.identity if start else ""}
     changed = ["%s=%s" % (name, settings.shown(identities.get(name, values[name]))) for name in identifying
@@ -178,6 +179,19 @@ def choose(module, arguments=(), caller=None, **overrides):
     values.update(_brought_before(values, origins, identities["weights"]))
     return types.SimpleNamespace(given=given, edited=frozenset(own), origins=origins, identifying=identifying,
                                  identities=identities, starting_point=start, earlier_run_name=earlier, **values)
+
+
+def _check_lines(module, kinds):
+    """Raises UserError if a constant has lost its type by an edit, or has a value for a data set that there is not."""
+    datasets = kinds["dataset"].choices if "dataset" in kinds else ()
+    for name in SHIPPED["mnist"]:
+        if name not in kinds:
+            raise UserError("the line of %s in Densenet.py has lost the type between its name and =: put the line back "
+                            "as it was, and change the value alone" % name)
+        for prefix in getattr(getattr(module, name), "others", ()):
+            if not any(settings.ByDataset.fits(prefix, dataset) for dataset in datasets):
+                raise UserError("%s in Densenet.py has a value for %s, and no data set is called so: they are %s"
+                                % (name, prefix, ", ".join(datasets)))
 
 
 def _brought_before(values, origins, weights):
@@ -227,14 +241,12 @@ def _check_mode(given, mode, caller):
                             % (name, ", ".join(modes), mode, instead))
 
 
-def _check_no_folder_settings(own, given, dataset, mode):
-    """Raises UserError if what only image files need is set for another data set.
+def _check_no_folder_settings(given, dataset, mode):
+    """Raises UserError if what only image files need is given for another data set.
 
-    Args:
-        own: {name: value} of the given and edited settings.
-        given, dataset, mode: as in `choose`. Prediction reads image files with every run.
+    The arguments are as in `choose`. Prediction reads image files with every run.
     """
-    if "image_size" in own or own.get("crop_area", 1.0) != 1.0:
+    if "image_size" in given or given.get("crop_area", 1.0) != 1.0:
         raise UserError("image_size and crop_area belong to dataset=folder, not to %s: leave them out" % dataset)
     if mode == "train" and (given.get("pixel_range", "auto") != "auto" or given.get("truncated_images")):
         raise UserError("pixel_range and truncated_images are for image files, dataset=folder, not for %s: leave them "

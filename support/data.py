@@ -133,7 +133,12 @@ def same_data(first, second):
     return all(first.get(name) == second.get(name) for name in names)
 
 
-def data_set(name, train, test, class_names, validation_size, black_border, checksum=None, validation=None):
+def has_black_border(dataset):
+    """Whether a data set's images are padded with black, as around a digit; those of the others with the mean pixel."""
+    return not dataset.startswith(("cifar", "folder"))
+
+
+def data_set(name, train, test, class_names, validation_size, checksum=None, validation=None):
     """Returns a DataSet whose validation split is taken from the training split, unless it is given.
 
     The choice of validation images is random but fixed. It does not depend on the run's seed.
@@ -144,7 +149,6 @@ def data_set(name, train, test, class_names, validation_size, black_border, chec
             `subset`, like `support.image_folder.Images`.
         validation_size: number of images, or a share of the training split (below 1).
         class_names: a name for each label.
-        black_border: True: images are padded with black, as around a digit; False: with the mean pixel.
         checksum: CRC-32 of all images. None: `DataSet.fingerprint` computes it from the images. Where it is given, the
             caller sets `digests`.
         validation: the validation split. None: it is taken from `train`, by validation_size, which is else not used.
@@ -160,7 +164,7 @@ def data_set(name, train, test, class_names, validation_size, black_border, chec
         validation = Split(subset_of(train.images, held_out), train.labels[held_out])
     kept_images = subset_of(train.images, kept)
     mean, deviation = _statistics(kept_images)
-    border = -mean / deviation if black_border else np.zeros_like(mean)
+    border = -mean / deviation if has_black_border(name) else np.zeros_like(mean)
     data = DataSet(name, Split(kept_images, train.labels[kept]), validation, test, tuple(class_names),
                    mean, deviation, border, checksum)
     if checksum is None:
@@ -215,7 +219,7 @@ def _statistics(images):
 
 def normalize_by(data, mean, deviation):
     """Normalizes a DataSet's images by these mean and deviation, float32 [C], instead of its own."""
-    if data.border.any():  # black
+    if has_black_border(data.name):
         data.border = -mean / deviation
     data.mean, data.deviation = mean, deviation
 

@@ -288,21 +288,25 @@ def in_top(logits, labels, most):
     return tf.reduce_any(tf.equal(tf.cast(indices, labels.dtype), labels[:, None]), 1)
 
 
-def views_of(images, flip, shift):
+def views_of(images, flip, shift, border=None):
     """Returns the views of images whose logits a test averages (test-time augmentation).
 
     Args:
         images: normalized images [N, H, W, C].
         flip: whether every second view is mirrored left to right.
-        shift: if not 0, the images are shifted diagonally by this many pixels, in four directions. The border is
-            filled with 0, the mean colour.
+        shift: if not 0, the images are shifted diagonally by this many pixels, in four directions.
+        border: the normalized pixel that fills what a shift uncovers, [C]; None: 0, the mean colour.
     Returns:
         a list of tensors [N, H, W, C].
     """
     views = [images, images] if flip else [images]
     if shift:
         height, width = (int(side) for side in images.shape[1:3])
-        padded = tf.pad(images, [[0, 0], [shift, shift], [shift, shift], [0, 0]])
+        around = [[0, 0], [shift, shift], [shift, shift], [0, 0]]
+        padded = tf.pad(images, around)
+        if border is not None:
+            outside = 1 - np.pad(np.ones([1, height, width, 1], np.float32), around, "constant")
+            padded += tf.constant(outside) * border
         views = [padded[:, y:y + height, x:x + width] for y in (0, 2 * shift) for x in (0, 2 * shift)]
     if flip:
         views[1::2] = [tf.reverse(view, [2]) for view in views[1::2]]

@@ -15,7 +15,7 @@ import tensorflow.compat.v1 as tf
 from support import UserError, image_folder, pretrained, say, settings
 from support.checkpoints import Checkpoints, step_of
 from support.configuration import VIEWS
-from support.data import SPLITS, Split, same_data, say_repeated, subset_of
+from support.data import SPLITS, Split, has_black_border, same_data, say_repeated, subset_of
 from support.evaluation import balanced_is_asked_for, evaluate_split
 from support.explanations import class_maps, classifier_kernel, feature_reuse, kernels_of
 from support.export import COMPARED, IMAGES, PROBABILITIES, check_absent, check_formats, network_of, write_network
@@ -270,7 +270,8 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     with tf.Graph().as_default(), tf.Session(config=cluster.session_config()) as sess:
         images = tf.placeholder(tf.float32, (cluster.batch_size,) + data.image_shape, "images")
         labels = tf.placeholder(tf.int64, [cluster.batch_size], "labels")
-        net = build_evaluation(images, labels, config, len(data.class_names), cluster)
+        border = _border(config, *_normalization(facts))
+        net = build_evaluation(images, labels, config, len(data.class_names), border, cluster)
         used = trained.restore(sess)
         evaluation = evaluate_split(sess, net, data.test, trained.normalized(data), embed=True)
         reuse = feature_reuse(kernels_of(sess), config.blocks, config.growth_k, config.bottleneck)
@@ -375,12 +376,23 @@ def serving_graph(inference, config, facts):
         image's most probable class, float32 [N, h, w].
     """
     images = tf.placeholder(tf.uint8, [None] + facts["image_shape"], IMAGES)
-    with tf.variable_scope("normalization"):  # the training set's statistics, from the checkpoint
-        mean, deviation = (tf.get_variable(name, [facts["image_shape"][2]]) for name in ("mean", "deviation"))
+    mean, deviation = _normalization(facts)
     config = types.SimpleNamespace(**dict(vars(config), precision="float32"))
-    net = inference((tf.cast(images, tf.float32) - mean) / deviation, config, len(facts["class_names"]))
+    net = inference((tf.cast(images, tf.float32) - mean) / deviation, config, len(facts["class_names"]),
+                    _border(config, mean, deviation))
     maps = class_maps(net.features, classifier_kernel(), tf.argmax(net.logits, 1))
     return images, tf.nn.softmax(net.logits, name=PROBABILITIES), maps
+
+
+def _normalization(facts):
+    """Mean and deviation of the training images, float32 [C]: variables that come with the weights."""
+    with tf.variable_scope("normalization"):
+        return [tf.get_variable(name, [facts["image_shape"][2]]) for name in ("mean", "deviation")]
+
+
+def _border(config, mean, deviation):
+    """The normalized pixel that training pads images with; None: the mean colour."""
+    return -mean / deviation if config.shift_average and has_black_border(config.dataset) else None
 
 
 def preparation_of(config, facts):

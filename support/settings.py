@@ -27,8 +27,13 @@ class ByDataset:
 
     def value_for(self, dataset):
         """Returns the value for the longest matching prefix of the data set's name, else the default."""
-        names = [name for name in self.others if dataset.startswith(name)]
+        names = [name for name in self.others if self.fits(name, dataset)]
         return self.others[max(names, key=len)] if names else self.default
+
+    @staticmethod
+    def fits(prefix, dataset):
+        """Whether a data set's name begins so. cifar10 begins with cifar and cifar10, cifar100 not with cifar10."""
+        return re.match(re.escape(prefix) + r"(?!(?<=\d)\d)", dataset) is not None
 
 
 def by_dataset(default, **others):
@@ -72,7 +77,7 @@ def number(low, high):
     def parse(given):
         if isinstance(given, bool):
             raise ValueError
-        value = float(given)
+        value = float(str(given) if hasattr(given, "dtype") else given) + 0.0  # float32(0.1) is meant as 0.1, -0 as 0
         if not low <= value <= high:  # the comparison is False for NaN
             raise ValueError
         return value

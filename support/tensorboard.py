@@ -1,7 +1,8 @@
 """What does TensorBoard get from a run: curves, pictures, histograms, hyperparameters, the graph, traces, embeddings?
 
 TensorBoard lists a run under three names: `<run>` has the test, the hyperparameters and their metrics, `<run>/train`
-and `<run>/validation` have the rest. Earlier versions wrote the test to `<run>/test`.
+and `<run>/validation` have the rest. With a test in every epoch, its curve is in `<run>/test`, as that of the tested
+weights has one point.
 """
 
 import os
@@ -23,7 +24,8 @@ from support.settings import shown
 
 BUCKETS = 30  # of a histogram, as many as TensorBoard draws
 LOCK = "lock_of_logs"  # in the folder of the run. Not `lock`: log_dir may be the model_dir
-FOLDERS = {"train": "train", "validation": "validation", "test": ""}  # of each split, in the folder of the run
+# Of each split, in the folder of the run; of "each test", the one after each epoch
+FOLDERS = {"train": "train", "validation": "validation", "test": "", "each test": "test"}
 # The HParams tab shows the metrics after the hyperparameters, of which it shows the first five until asked for more,
 # or those five that are declared as differing.
 FIRST_HYPERPARAMETERS = ("blocks", "growth_k", "init_learning_rate", "batch_size", "total_epochs")
@@ -209,7 +211,8 @@ class RunLogs:
             self._take_folder()
             self._begin = step
             for split, folder in FOLDERS.items():
-                if split != "validation" or os.path.isdir(self.folder + folder):  # no entry without content
+                # Those without content are no entries.
+                if split not in ("validation", "each test") or os.path.isdir(self.folder + folder):
                     self._file(split)
             self._names = drawn_names(graph)
             if step == 0:
@@ -239,11 +242,13 @@ class RunLogs:
         """Writes an Evaluation of a split: its point of the curves, its pictures, and its embedding if it has one.
 
         Args:
-            weights_of: the step of the evaluated weights, which pictures and embedding show; None: `step`.
+            weights_of: the step of the evaluated weights, which pictures and embedding show; None: `step`, and this is
+                not the test at the end of the run.
         """
+        curve = "each test" if split == "test" and weights_of is None else split
         weights_of = step if weights_of is None else weights_of
         top_5 = {} if evaluation.top_5_accuracy is None else {"top_5_accuracy": evaluation.top_5_accuracy}
-        self.scalars(split, step, loss=evaluation.loss, accuracy=evaluation.accuracy,
+        self.scalars(curve, step, loss=evaluation.loss, accuracy=evaluation.accuracy,
                      balanced_accuracy=evaluation.balanced_accuracy, **top_5)
         self._write(lambda: self._file(split).add(
             weights_of, summary=picture_summary(pictures.pictures_of(evaluation, images, class_names))))

@@ -29,7 +29,7 @@ from support.workers import Cluster
 
 HISTOGRAMS = 20  # times in a run
 WAITING = 0.02  # share of the training time: if steps wait for their images for longer, the run says so
-POINT_STEPS = 50  # a point of the training curves is the mean of so many steps
+POINT_STEPS = 50  # a point of the training curves is the mean of so many steps, or of those of a shorter epoch
 
 
 def histograms_are_due(epoch, total_epochs):
@@ -98,6 +98,7 @@ class TrainingRun:
         self._fit_batch()
         self._directory = RunDirectory(self._folder, self._identity) if self.cluster.is_chief else None
         self._logs = self._curves = self._checkpoints = self._net = None
+        self._is_best = False  # whether the session's weights are the best so far on validation, and not yet saved so
         self._with_balanced = balanced_is_asked_for(config)
         self._interruption = Interruption()
         self._context = contextlib.ExitStack()
@@ -261,8 +262,9 @@ class TrainingRun:
             raise UserError("total_epochs=%d is less than what %s was trained for (%s epochs): %s, or set run_name to "
                             "another name for a new run" % (
                                 config.total_epochs, self._folder, "%g" % round(step / self.steps_per_epoch, 1),
-                                "leave total_epochs out to see its result" if finished else
-                                "give total_epochs=%d or more to go on with it" % least))
+                                "leave total_epochs out to see its result" if finished and "total_epochs" in
+                                config.given else "give total_epochs=%d%s" % (
+                                    least, " to see its result" if finished else " or more to go on with it")))
         if stop:
             self.result, self.finished = result, True
             if result:
@@ -347,7 +349,7 @@ class TrainingRun:
         if not self.cluster.is_chief:
             return
         self._point = [total + value for total, value in zip(self._point, (loss, accuracy, 1))]
-        if step % POINT_STEPS == 0:
+        if step % min(POINT_STEPS, self.steps_per_epoch) == 0:
             self._logs.scalars("train", step, loss=self._point[0] / self._point[2],
                                accuracy=self._point[1] / self._point[2], learning_rate=rate,
                                images_per_second=self._images_per_second())
@@ -372,6 +374,9 @@ class TrainingRun:
     def save(self, sess, step):
         """Saves the newest checkpoint. Raises UserError if it or the logs cannot be written."""
         if self.cluster.is_chief:
+            if self._is_best:  # before the newest, which records it, and after the reports: resuming skips these
+                self._checkpoints.save_best(sess, step)
+                self._is_best = False
             self._checkpoints.save(sess, step)
             self._directory.write_json("progress.json", {  # not in the checkpoint, which has no wall-clock values
                 "step": step, "total_epochs": self.config.total_epochs, "replicas": self.cluster.count,
@@ -404,12 +409,12 @@ class TrainingRun:
     # After an epoch
 
     def evaluated(self, sess, split, step, evaluation, weights_of=None):
-        """Reports an Evaluation of a split after step `step`; saves the best checkpoint on validation.
+        """Reports an Evaluation of a split after step `step`. The best one on validation so far is saved by `save`.
 
         Args:
             weights_of: the step of the evaluated weights; None: `step`.
         Raises:
-            UserError: the loss is not finite, or the checkpoint cannot be written.
+            UserError: the loss is not finite.
         """
         if not math.isfinite(evaluation.loss):
             raise UserError("the %s loss is %s after step %d: lower init_learning_rate or raise epsilon; the "
@@ -421,8 +426,7 @@ class TrainingRun:
         score, recorded = evaluation.score(self.config.best_by), self._net.recorded
         if split == "validation" and score >= sess.run(recorded.best_score):  # ties: the later one
             sess.run(recorded.set_best, {recorded.new_best: score})
-            if self.cluster.is_chief:
-                self._checkpoints.save_best(sess, step)  # before the newest, which records it
+            self._is_best = True
 
     def epoch_done(self, sess, step):
         """Reports the epoch that ended with step `step`."""

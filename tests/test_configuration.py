@@ -64,6 +64,27 @@ def test_the_defaults_match_a_named_network():
         assert getattr(config, name) == getattr(named, name), name
 
 
+def test_a_line_that_an_edit_has_spoilt_is_named(monkeypatch):
+    for prefix in ("cifra", "ifar", "cifar1000", "cifar10_"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Densenet, "growth_k", by_dataset(12, **{prefix: 24}))
+            with pytest.raises(UserError, match="growth_k in Densenet.py has a value for %s, and no data set" % prefix):
+                Densenet.choose()
+    kinds = {name: kind for name, kind in Densenet.__annotations__.items() if name != "growth_k"}
+    monkeypatch.setattr(Densenet, "__annotations__", kinds)  # as of the line growth_k = 24
+    with pytest.raises(UserError, match="growth_k in Densenet.py has lost the type between its name and ="):
+        Densenet.choose(growth_k=12)
+
+
+def test_edited_values_for_own_images_leave_other_data_sets_as_they_are(monkeypatch):
+    monkeypatch.setattr(Densenet, "image_size", 96)
+    monkeypatch.setattr(Densenet, "crop_area", 0.5)
+    assert Densenet.choose().run_name == "mnist"
+    assert Densenet.choose(dataset="folder", data_dir="pets").run_name == "pets-image_size=96-crop_area=0.5"
+    with pytest.raises(UserError, match="image_size and crop_area belong to dataset=folder"):
+        Densenet.choose(image_size=96)
+
+
 @pytest.mark.parametrize("name,value,sentence", [
     ("dataset", None, "dataset must be one of"), ("data_dir", None, "data_dir must be a path"),
     ("checkpoint_minutes", None, "checkpoint_minutes must be a number"), ("growth_k", 0, "growth_k must be an integer"),

@@ -23,7 +23,7 @@ def test_statistics_are_computed_from_the_remaining_training_images(chunk_pixels
     random = np.random.RandomState(0)
     train = Split(random.randint(0, 200, (40, 5, 7, 3)).astype(np.uint8), np.zeros(40, np.int64))
     test = Split(np.full((4, 5, 7, 3), 255, np.uint8), np.zeros(4, np.int64))
-    data = data_set("any", train, test, ["a"], 10, black_border=True)
+    data = data_set("any", train, test, ["a"], 10)
     pixels = data.train.images.reshape(-1, 3).astype(np.float64)
     np.testing.assert_allclose(data.mean, pixels.mean(0), rtol=1e-6)
     np.testing.assert_allclose(data.deviation, pixels.std(0), rtol=1e-6)
@@ -31,14 +31,14 @@ def test_statistics_are_computed_from_the_remaining_training_images(chunk_pixels
     assert normalized.dtype == np.float32
     np.testing.assert_allclose(normalized.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(data.border, (0 - pixels.mean(0)) / pixels.std(0), rtol=1e-5)
-    assert not data_set("any", train, test, ["a"], 10, black_border=False).border.any()
+    assert not data_set("cifar10", train, test, ["a"], 10).border.any()
 
 
 @pytest.mark.parametrize("size, count", [(0, 0), (7, 7), (0.1, 4), (0.99, 39)])
 def test_a_validation_split_is_a_count_or_a_fraction(size, count):
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     data = data_set("tiny", Split(images, np.zeros(40, np.int64)), Split(images[:1], np.zeros(1, np.int64)), ("a",),
-                    size, black_border=True)
+                    size)
     assert (len(data.validation), len(data.train)) == (count, 40 - count)
     assert sorted(np.concatenate([data.train.images, data.validation.images]).ravel().tolist()) == list(range(40))
 
@@ -47,7 +47,7 @@ def test_a_validation_split_of_all_images_is_refused():
     images = np.zeros([4, 1, 1, 1], np.uint8)
     split = Split(images, np.zeros(4, np.int64))
     with pytest.raises(DataError, match="validation_size=4 leaves nothing of the 4 training images of tiny"):
-        data_set("tiny", split, split, ("a",), 4, black_border=True)
+        data_set("tiny", split, split, ("a",), 4)
 
 
 def labelled(*labels):
@@ -57,15 +57,15 @@ def labelled(*labels):
 def test_a_given_validation_split_is_used_and_all_training_images_are_trained_on():
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     train, given = Split(images, np.zeros(40, np.int64)), Split(images[:3] + 100, np.zeros(3, np.int64))
-    data = data_set("tiny", train, given, ("a",), 39, black_border=True, validation=given)
+    data = data_set("tiny", train, given, ("a",), 39, validation=given)
     assert data.validation is given and data.train.images.ravel().tolist() == list(range(40))
     assert abs(data.mean[0] - 19.5) < 1e-6
     with pytest.raises(DataError, match="tiny has no training images"):
-        data_set("tiny", labelled(), given, ("a",), 0, black_border=True, validation=given)
+        data_set("tiny", labelled(), given, ("a",), 0, validation=given)
 
 
 def test_a_pixel_range_belongs_to_what_identifies_a_data_set_if_there_is_one():
-    data = data_set("tiny", labelled(0, 0), labelled(0), ("a",), 0, black_border=True)
+    data = data_set("tiny", labelled(0, 0), labelled(0), ("a",), 0)
     before = data.fingerprint()
     assert set(before) == {"train", "validation", "test", "crc32", "image_shape", "class_names"}
     data.pixel_range = (0.0, 65536.0)
@@ -81,7 +81,7 @@ BALANCING = ("class_weights=balanced", "best_by=balanced_accuracy")
 
 
 def summary(train, validation, test, names=("cat", "dog", "owl"), **options):
-    data = data_set("tiny", labelled(*train), labelled(*test), names, 0, black_border=True,
+    data = data_set("tiny", labelled(*train), labelled(*test), names, 0,
                     validation=labelled(*validation))
     return list(class_summary(data, **options))
 
@@ -130,9 +130,9 @@ def test_balanced_class_weights_match_scikit_learn():
 
 def test_images_are_normalized_as_weights_need_them():
     mean, deviation = np.float32([1, 2, 4]), np.float32([2, 4, 8])
-    for black, border in ((True, [-0.5, -0.5, -0.5]), (False, [0, 0, 0])):
+    for name, border in (("digits", [-0.5, -0.5, -0.5]), ("cifar100_coarse", [0, 0, 0]), ("folder", [0, 0, 0])):
         split = Split(np.arange(60, dtype=np.uint8).reshape(5, 2, 2, 3), np.arange(5))
-        data = data_set("x", split, split, "abcde", 0, black)
+        data = data_set(name, split, split, "abcde", 0)
         normalize_by(data, mean, deviation)
         assert data.mean.tolist() == [1, 2, 4] and data.deviation.tolist() == [2, 4, 8]
         assert data.border.tolist() == border

@@ -274,11 +274,11 @@ def test_label_smoothing_matches_numpy(tiny_mnist):
     np.testing.assert_allclose(losses, cross_entropy(evaluation, 0.0), rtol=1e-5)
 
 
-def moved(images, down, right):
-    """Returns the images [N, H, W, C] shifted by (down, right) pixels and padded with zeros."""
+def moved(images, down, right, border):
+    """Returns the images [N, H, W, C] shifted by (down, right) pixels and padded with `border`."""
     images = np.roll(images, (down, right), (1, 2))
-    images[:, :down if down > 0 else 0] = images[:, down if down < 0 else images.shape[1]:] = 0
-    images[:, :, :right if right > 0 else 0] = images[:, :, right if right < 0 else images.shape[2]:] = 0
+    images[:, :down if down > 0 else 0] = images[:, down if down < 0 else images.shape[1]:] = border
+    images[:, :, :right if right > 0 else 0] = images[:, :, right if right < 0 else images.shape[2]:] = border
     return images
 
 
@@ -292,7 +292,8 @@ def test_averages_over_image_variants_match_numpy(flip_average, shift_average, t
         assert sess.run(net.cost, {net.images: images, net.labels: labels}) == training
         _, plain, averaged = logits_in(sess.graph)
         if shift_average:
-            variants = [moved(images, down, right)[:, :, ::-1 if flip_average and right < 0 else 1]
+            black = images.min()  # as in training
+            variants = [moved(images, down, right, black)[:, :, ::-1 if flip_average and right < 0 else 1]
                         for down in (-shift_average, shift_average) for right in (-shift_average, shift_average)]
         else:
             variants = [images, images[:, :, ::-1]]

@@ -162,7 +162,7 @@ def test_a_maps_maximum_lies_where_the_object_is(flip_average):
     images, labels, _ = shapes_in_quarters(1200, random)
     test_images, test_labels, quarters = shapes_in_quarters(300, random)
     names = ("square", "cross", "frame")
-    data = data_set("toy", Split(images, labels), Split(test_images, test_labels), names, 0, True)
+    data = data_set("toy", Split(images, labels), Split(test_images, test_labels), names, 0)
     config = Densenet.choose(blocks=(2, 2), growth_k=8, bottleneck=False, stem="3x3s2", batch_size=50, rotation=0.0,
                              shift=2, flip_average=flip_average, devices=1)
     with tf.Graph().as_default(), tf.Session() as sess:

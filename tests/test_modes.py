@@ -345,6 +345,23 @@ def test_export_matches_predict(run, capsys):
     assert norms and not [name for name in norms if "batch2" in name and settings["bottleneck"]]
 
 
+def test_all_modes_shift_digits_as_training_does(folder, tiny_mnist):
+    """The border is black: one network gives the same answers in training's test, evaluation and prediction."""
+    run = dict(TINY, data_dir=tiny_mnist, shift_average=2, run_name="shifted")
+    tested = Densenet.train(**run)
+    evaluated = Densenet.evaluate(**run)
+    assert evaluated["loss"] == pytest.approx(tested["test_loss"], abs=1e-6)
+    files = [os.path.join(tiny_mnist, "mnist", name) for name in mnist_loader.FILES[2:]]
+    images, labels = mnist_loader.read_split(*files)
+    os.mkdir("images")
+    for index, image in enumerate(images):
+        Image.fromarray(image[:, :, 0]).save("images/%02d.png" % index)
+    answers = Densenet.predict(images="images", **run)
+    losses = [-np.log(dict(zip(answer["classes"], answer["probabilities"]))[str(label)])
+              for answer, label in zip(answers, labels)]
+    assert len(losses) == 45 and np.mean(losses) == pytest.approx(tested["test_loss"], abs=1e-5)
+
+
 @MNIST
 def test_an_export_without_the_data_of_the_run_is_compared_on_random_images(run, tiny_mnist, capsys):
     shutil.copytree(os.path.join(tiny_mnist, "mnist"), os.path.join("other", "mnist"))

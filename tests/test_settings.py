@@ -46,6 +46,17 @@ def test_a_value_can_depend_on_the_data_set(module, dataset, count):
     assert settings.constants_of(module, dataset)["count"] == count
 
 
+def test_the_value_for_a_whole_name_is_not_for_longer_numbers():
+    value = settings.by_dataset(1, cifar10=2)
+    assert [value.value_for(name) for name in ("cifar10", "cifar100", "cifar100_coarse", "mnist")] == [2, 1, 1, 1]
+
+
+def test_two_spellings_of_a_number_are_one_value(module):
+    for one in (np.float32(0.1), np.float64(0.1), np.array(0.1, np.float32), "0.1", "1e-1", 0.1):
+        assert given(module, rate=one) == {"rate": 0.1}
+    assert settings.shown(given(module, ["rate=-0.0"])["rate"]) == "0"
+
+
 def given(module, arguments=(), **overrides):
     return settings.given_in(arguments, overrides, settings.declared(module))
 

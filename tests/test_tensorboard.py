@@ -1,5 +1,6 @@
 """The TensorBoard logs of a run, read from the event files."""
 
+import csv
 import dataclasses
 import io
 import json
@@ -53,8 +54,26 @@ def test_a_run_has_three_entries_and_each_has_scalars(logs):
     scalars = {entry: {value.tag for event in its_events for value in event.summary.value
                        if value.WhichOneof("value") == "simple_value"} for entry, its_events in found.items()}
     assert scalars["mine"] == scalars["mine/validation"] == {"loss", "accuracy", "balanced_accuracy"}
-    assert scalars["mine/train"] == set()  # a point each 50 steps, and the run has 12
+    assert scalars["mine/train"] == {"loss", "accuracy", "learning_rate", "images_per_second"}
     assert any(event.graph_def for event in found["mine/train"])
+    with open(os.path.join(logs[1], "curves.csv"), newline="") as file:  # an epoch is shorter than a point's 50 steps
+        expected = [(int(row["step"]), float(row["train_loss"])) for row in csv.DictReader(file)]
+    points = [(step, value.simple_value) for step, value in values(logs[0] + "/train", "loss")]
+    assert [step for step, _ in points] == [6, 12]
+    np.testing.assert_allclose(points, expected, rtol=1e-4)
+
+
+@pytest.mark.once
+def test_the_curve_of_tests_in_every_epoch_has_one_point_for_each(tiny_mnist, folder):
+    """The test at the end, of the best weights, is another entry."""
+    result = Densenet.train(arguments_for(tiny_mnist, "mine", test_every_epoch=True, init_learning_rate=0.3,
+                                          schedule="constant", total_epochs=3))
+    with open("model/mine/curves.csv", newline="") as file:
+        expected = [(int(row["step"]), float(row["test_loss"])) for row in csv.DictReader(file)]
+    np.testing.assert_allclose([(step, value.simple_value) for step, value in values("logs/mine/test", "loss")],
+                               expected, rtol=1e-4)
+    ((step, value),) = values("logs/mine", "loss")
+    assert step == 18 and value.simple_value == pytest.approx(result["test_loss"])
 
 
 def logged(log_dir, split_of_steps, graph=None, begin=0):

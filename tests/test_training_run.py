@@ -34,7 +34,7 @@ from test_image_folder import plain_images
 
 import cifar10
 import Densenet
-from support import UserError, configuration
+from support import UserError, configuration, training_run
 from support.interruption import Stopped
 from support.training_run import TrainingRun
 
@@ -66,6 +66,7 @@ def test_a_run_writes_all_documented_files(tiny_mnist, folder, capsys, monkeypat
         take_in(self, step, loss, accuracy, rate, *others)
 
     monkeypatch.setattr(TrainingRun, "step_done", spied)
+    monkeypatch.setattr(training_run, "POINT_STEPS", 4)
     result = Densenet.train(data_dir=tiny_mnist, run_name="tiny", **dict(TINY, total_epochs=10))
     with open("model/tiny/result.json") as file:
         assert json.load(file) == result  # the same types, too: lists, not tuples
@@ -85,14 +86,15 @@ def test_a_run_writes_all_documented_files(tiny_mnist, folder, capsys, monkeypat
 
     validation, train, test = (curves("logs/tiny/%s*" % split) for split in ("validation/", "train/", "events"))
     assert sorted(validation["accuracy"]) == list(range(6, 61, 6))
-    assert sorted(train["accuracy"]) == [50] and {"loss", "learning_rate", "images_per_second"} < set(train)
+    assert sorted(train["accuracy"]) == list(range(4, 61, 4)) and {"loss", "learning_rate", "images_per_second"} < set(train)
     rows = csv_rows("model/tiny/curves.csv")
     assert [int(row["step"]) for row in rows] == list(range(6, 61, 6)) and "test_loss" not in rows[0]
     assert float(rows[3]["train_loss"]) == pytest.approx(np.mean(losses[18:24]), rel=1e-6)
     for row in rows:
         assert float(row["validation_accuracy"]) == pytest.approx(validation["accuracy"][int(row["step"])])
         assert float(row["seconds"]) > 0 and int(row["epoch"]) * 6 == int(row["step"])
-    assert train["loss"] == {50: pytest.approx(np.mean(losses[:50]))}  # the mean over steps 1 to 50, across epochs
+    for step, loss in train["loss"].items():
+        assert loss == pytest.approx(np.mean(losses[step - 4:step]), rel=1e-6)  # of each point's steps, across epochs
     assert test["accuracy"] == {60: pytest.approx(result["test_accuracy"])}
     best = max(validation["accuracy"], key=lambda step: (validation["accuracy"][step], step))
     assert result["checkpoint"] == "best/dense.ckpt-%d" % best
@@ -150,8 +152,39 @@ def test_only_a_given_or_edited_total_epochs_extends_a_finished_run(tiny_mnist, 
     assert Densenet.train(**options)["epochs"] == 2
 
 
+@pytest.mark.parametrize("killed_in", [pytest.param("epoch_done", marks=pytest.mark.once), "the test of the epoch"])
+def test_an_epoch_that_is_killed_before_it_is_reported_is_repeated(killed_in, tiny_mnist, folder, monkeypatch):
+    """Its weights are the best so far, and are not resumed from: curves.csv would lack its line for good."""
+    command = arguments_for(tiny_mnist, "mine", total_epochs=3, test_every_epoch=True)
+    calls = []
+
+    def killed(*arguments, **named):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return usual(*arguments, **named)
+
+    with monkeypatch.context() as patched:
+        if killed_in == "epoch_done":
+            usual = TrainingRun.epoch_done
+            patched.setattr(TrainingRun, "epoch_done", killed)
+        else:
+            usual = Densenet.evaluate_split
+            patched.setattr(Densenet, "evaluate_split", lambda sess, net, split, *others, **named: (
+                killed if len(split) == 45 else usual)(sess, net, split, *others, **named))
+        with pytest.raises(KeyboardInterrupt):
+            Densenet.train(command)
+    Densenet.train(command)
+    rows = csv_rows("model/mine/curves.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    Densenet.train(arguments_for(tiny_mnist, "other", total_epochs=3, test_every_epoch=True))
+    for row, other in zip(rows, csv_rows("model/other/curves.csv")):
+        assert (row["train_loss"], row["test_loss"]) == (other["train_loss"], other["test_loss"])
+    assert_equal_weights(weights_of("model/mine", 18), weights_of("model/other", 18))
+
+
 @pytest.mark.once
-def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder):
+def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder, monkeypatch):
     options = dict(TINY, data_dir=tiny_mnist, run_name="mine")
     Densenet.train(**dict(options, total_epochs=3))
     before = read("model/mine/result.json")
@@ -159,6 +192,9 @@ def test_fewer_epochs_than_were_trained_are_refused(tiny_mnist, folder):
                                         "leave total_epochs out to see its result, or set run_name"):
         Densenet.train(**dict(options, total_epochs=2))
     assert read("model/mine/result.json") == before and not os.path.exists("model/mine/result-1.json")
+    monkeypatch.setattr(Densenet, "total_epochs", 2)  # an edited line cannot be left out
+    with pytest.raises(UserError, match=r"\(3 epochs\): give total_epochs=3 to see its result, or set run_name"):
+        Densenet.train(**dict({name: value for name, value in options.items() if name != "total_epochs"}))
     os.remove("model/mine/result.json")  # as if it had been stopped before the test
     with pytest.raises(UserError, match=r"\(3 epochs\): give total_epochs=3 or more to go on with it, or set run_name"):
         Densenet.train(**dict(options, total_epochs=2))
