@@ -9,12 +9,17 @@ import tensorflow.compat.v1 as tf
 
 from support import UserError, say
 from support.file_reading import shortened
-from support.run_directory import CHECKPOINT, RunDirectory, run_of
+from support.run_directory import CHECKPOINT, RunDirectory, of_earlier_versions, run_of
 from support.variables import saver_of
 from support.weight_average import averages_first
 
 ADAMS_POWERS = ("beta1_power", "beta2_power")  # how the names of two variables end
 LEAST_VALIDATION = 30  # images; fewer say nothing about which weights are better
+# What checkpoints of two runs can differ in besides the shapes of their weights, {name in settings.json: as a message
+# calls it}
+OF_A_NETWORK = dict(class_names="classes are", image_shape="images have the shape", pixel_range="pixel_range is",
+                    crop_area="crop_area is", stem="stem is", transition_pooling="transition_pooling is",
+                    norm_epsilon="norm_epsilon is")
 # The errors that restoring raises for a damaged or missing file; ValueError: the index file is missing.
 DAMAGED = (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.NotFoundError, ValueError)
 
@@ -126,7 +131,7 @@ class Checkpoints:
             found = [(0, path) for path in paths if glob.glob(glob.escape(path) + ".*")][:1]
             if not found:
                 raise UserError("there is no checkpoint %s: this run has %s" % (chosen, known))
-            self._check_classes(found[0][1], chosen)
+            self._check_run(found[0][1], chosen)
         restored = self._restore_first(session, found)
         if not restored:
             if chosen == "best":
@@ -136,14 +141,20 @@ class Checkpoints:
                             % chosen)
         return restored
 
-    def _check_classes(self, prefix, chosen):
-        """Raises UserError if a checkpoint is of another run, whose classes are others or in another order."""
+    def _check_run(self, prefix, chosen):
+        """Raises UserError if a checkpoint is of another run, of other classes, another network or other images."""
         folder = run_of(prefix)
-        theirs, own = ((directory.read_json("settings.json") or {}).get("data", {}).get("class_names")
-                       for directory in (RunDirectory(folder, {}), self.directory))
-        if None not in (theirs, own) and theirs != own:
-            raise UserError("checkpoint=%s is of the run in %s, whose classes are %s, not %s: set run_name to that run"
-                            % (chosen, folder, shortened(theirs), shortened(own)))
+        theirs, own = (directory.read_json("settings.json") or {} for directory in (
+            RunDirectory(folder, {}), self.directory))
+        if not (theirs and own):
+            return
+        theirs, own = (dict(of_earlier_versions(recorded), **recorded.get("data", {})) for recorded in (theirs, own))
+        for name, called in OF_A_NETWORK.items():
+            values = theirs.get(name), own.get(name)
+            if None not in values and values[0] != values[1]:
+                values = [shortened(value) if isinstance(value, list) else value for value in values]
+                raise UserError("checkpoint=%s is of the run in %s, whose %s %s, not %s: set run_name to that run"
+                                % (chosen, folder, called, *values))
 
     def _restore_first(self, session, found):
         """Restores the first intact checkpoint in [(step, path)]; returns its path, or None."""

@@ -102,8 +102,8 @@ def composed(name):
 
 
 def shortened(names, most=5):
-    """Returns names or paths as text: at most `most` of them, then the number of the others."""
-    return ", ".join(names[:most]) + (" and %d more" % (len(names) - most) if len(names) > most else "")
+    """Returns names, paths or numbers as text: at most `most` of them, then the number of the others."""
+    return ", ".join(map(str, names[:most])) + (" and %d more" % (len(names) - most) if len(names) > most else "")
 
 
 def _opener(path):

@@ -225,6 +225,10 @@ def _network_of_weights(choose, config, run):
     if "linear/bias" not in weights.values:
         raise UserError("%s has no classifier: leave mode= out to train one, or give run_name= of a run that started "
                         "from it" % weights.source)
+    outputs = len(weights.values["linear/bias"])
+    if outputs == 1 or not weights.exclusive:
+        raise UserError("the outputs of %s (%d) are not the probabilities of classes of which an image has one: leave "
+                        "mode= out to train a classifier" % (weights.source, outputs))
     pretrained.with_class_names(weights, config.cache_dir)
     # One view of each image, as in published results.
     own = dict(dict(flip_average=False, precision="float32"), **dict(config.given, dataset="folder"))

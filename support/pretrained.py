@@ -94,6 +94,7 @@ class Weights:
         names: {variable: its name in the source}.
         class_names: names of the classes that `linear` tells apart, or None.
         class_ids: further names of the classes, such as ImageNet's n01440764, or None.
+        exclusive: whether an image is of one class: whether the probabilities are a softmax.
     """
 
     source: str
@@ -101,6 +102,7 @@ class Weights:
     names: dict
     class_names: typing.Optional[list] = None
     class_ids: typing.Optional[list] = None
+    exclusive: bool = True
 
 
 def look_up(weights, model_dir, network="custom"):
@@ -202,7 +204,8 @@ def _fresh_classifier(weights, class_names):
         return "there is none in them"
     count = len(weights.values["linear/bias"])
     if count != len(class_names):
-        return "they tell %d classes apart, and here are %d" % (count, len(class_names))
+        told = "they tell %d classes apart" % count if count > 1 else "they have a single output"
+        return "%s, and here are %d classes" % (told, len(class_names))
     if weights.class_names and list(class_names) not in (weights.class_names, weights.class_ids):
         theirs, ours = next(pair for pair in zip(weights.class_names, class_names) if pair[0] != pair[1])
         return "their classes are others (%s where there is %s here)" % (theirs, ours)
@@ -289,19 +292,19 @@ def _digest(path, algorithm):
 @functools.lru_cache(8)
 def _of_file(path, size, changed):
     """The StartingPoint of a file; size and time of its change are those by which it is known to be the same."""
-    with opened(path) as (tensors, epsilon):
+    with opened(path) as (tensors, facts):
         settings = described({variable: tensor.shape for variable, tensor in tensors.items()}, path)
-
-    name = re.sub(r"[^\w.+-]", "_", os.path.basename(path))
-    return StartingPoint("%s-%s" % (name, _digest(path, hashlib.sha256())[:12]), dict(settings, norm_epsilon=epsilon),
-                         IMAGENET_MEAN, IMAGENET_DEVIATION, lambda _: _file_weights(path, path))
+    mean, deviation = facts.scale or (IMAGENET_MEAN, IMAGENET_DEVIATION)
+    identity = "%s-%s" % (re.sub(r"[^\w.+-]", "_", os.path.basename(path)), _digest(path, hashlib.sha256())[:12])
+    return StartingPoint(identity, dict(settings, norm_epsilon=facts.epsilon), mean, deviation,
+                         lambda _: _file_weights(path, path))
 
 
 def _file_weights(path, source):
     """The Weights in a file, without names of classes."""
-    with opened(path) as (tensors, _):
+    with opened(path) as (tensors, facts):
         names = {variable: tensor.name for variable, tensor in tensors.items()}
-        return Weights(source, values_of(tensors, path), names)
+        return Weights(source, values_of(tensors, path), names, exclusive=facts.exclusive)
 
 
 # Runs

@@ -38,6 +38,21 @@ DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, LookupError, Value
 TRIAL_SECONDS = 120.0
 
 
+class Facts(typing.NamedTuple):
+    """What is known of the network of a file besides its tensors.
+
+    Attributes:
+        epsilon: of batch normalization.
+        scale: (mean, deviation), float32 [3], by which the network itself normalizes pixels from 0 to 255; None: it
+            does not.
+        exclusive: whether an image is of one class, as the classifier's activation says.
+    """
+
+    epsilon: float
+    scale: typing.Optional[tuple] = None
+    exclusive: bool = True
+
+
 class Tensor(typing.NamedTuple):
     """A tensor of a file: its name there; its shape, and a function that loads it, both in our order of axes."""
 
@@ -48,7 +63,7 @@ class Tensor(typing.NamedTuple):
 
 @contextlib.contextmanager
 def opened(path):
-    """Opens a file of weights: yields ({variable: Tensor} of a whole DenseNet, in its order; ε).
+    """Opens a file of weights: yields ({variable: Tensor} of a whole DenseNet, in its order; its Facts).
 
     Raises UserError if the file is damaged or has other tensors than one DenseNet.
     """
@@ -61,9 +76,10 @@ def opened(path):
 
 @contextlib.contextmanager
 def _opened(path, kind):
-    opener, named, epsilon = ((_safetensors, _by_torch_names, TORCH_EPSILON) if kind == "safetensors" else
-                              (functools.partial(_hdf5, archived=kind == "keras"), _by_order, KERAS_EPSILON))
-    with in_one_sentence(path), opener(path) as content:
+    opener, named = ((_safetensors, _by_torch_names) if kind == "safetensors" else
+                     (functools.partial(_hdf5, archived=kind == "keras"), _by_order))
+    with in_one_sentence(path), opener(path) as (content, model):
+        facts = Facts(TORCH_EPSILON) if kind == "safetensors" else _facts_of(model, path)
         tensors = named(content, path)
         found = {variable: tensor.shape for variable, tensor in tensors.items()}
         classifier = found.get("linear/kernel", found.get("linear/bias"))
@@ -72,7 +88,7 @@ def _opened(path, kind):
         if difference:
             raise UserError("%s does not fit any DenseNet: %s" % (path, difference.replace("network", "others")))
         yield {variable: tensors[variable]._replace(name=_line(tensors[variable].name)[:200])
-               for variable in wanted}, epsilon
+               for variable in wanted}, facts
 
 
 def _try_in_another_process(path):
@@ -238,7 +254,7 @@ def _shapes(parts, class_num=None):
 
 @contextlib.contextmanager
 def _safetensors(path):
-    """Opens a file: yields {name: (type, shape, a function that loads the tensor)}. All numbers in it are checked."""
+    """Opens a file: yields ({name: (type, shape, a function that loads the tensor)}, None). All numbers are checked."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -262,7 +278,7 @@ def _safetensors(path):
         places.sort()
         if any(end != begin for (_, end), (begin, _) in zip(places, places[1:])):
             raise ValueError("the tensors do not fill the file, each once")
-        yield found
+        yield found, None
 
 
 def _without_repetition(pairs):
@@ -353,22 +369,103 @@ class _Layer(typing.NamedTuple):
 
 @contextlib.contextmanager
 def _hdf5(path, archived=False):
-    """Opens a file: yields its layers with variables, [_Layer]. `archived`: it is in a .keras file, which is a zip."""
+    """Opens a file: yields (its layers with variables, [_Layer]; the JSON that describes the model, None without it).
+
+    `archived`: it is in a .keras file, which is a zip.
+    """
     import h5py  # comes with TensorFlow
 
-    content = path
+    content, model = path, None
     if archived:
         with zipfile.ZipFile(path) as archive:
-            if archive.getinfo("model.weights.h5").file_size > LARGEST:
+            if max(archive.getinfo(name).file_size for name in ("model.weights.h5", "config.json")) > LARGEST:
                 raise ValueError("it is too large")
             content = io.BytesIO(archive.read("model.weights.h5"))
+            model = json.loads(archive.read("config.json").decode())
     with h5py.File(content, "r") as file:
+        if "model_config" in file.attrs:
+            model = json.loads(_text(file.attrs["model_config"]))
         weights = file["model_weights"] if "model_weights" in file else file
         layers = _listed_layers(weights) if _texts(weights, "layer_names") else _numbered_layers(file)
-        for layer in layers:
-            for name, dataset in layer.variables.items():
+        for layer in layers:  # those of no known kind are refused by name, and not read
+            for name, dataset in layer.variables.items() if _kind_of(layer)[0] else ():
                 _check(dataset, "%s of %s" % (name, layer.name), file)
-        yield layers
+        yield layers, model
+
+
+# The layers of Keras of which a DenseNet consists, and those that do nothing but in training
+_PARTS = ("InputLayer Conv2D BatchNormalization Activation ReLU ZeroPadding2D MaxPooling2D AveragePooling2D Concatenate"
+          " GlobalAveragePooling2D Dense Softmax Dropout SpatialDropout2D GaussianDropout GaussianNoise").split()
+
+
+def _facts_of(model, path):
+    """The Facts in the description of a model that whole files of Keras have; `model`: its JSON, or None.
+
+    Raises:
+        UserError: a layer does something else than those of a DenseNet, and than scaling pixels before them.
+    """
+    factor, summand, begun, epsilons, exclusive = np.ones(3), np.zeros(3), False, set(), True
+    for layer in _described_layers(model):
+        kind, config = layer["class_name"], layer["config"]
+        begun |= kind == "Conv2D"
+        activation = config.get("activation", "relu" if kind == "Activation" else "linear")
+        known = kind in _PARTS or kind.startswith("Random")
+        if kind == "BatchNormalization":
+            epsilons.add(float(config["epsilon"]))
+        elif kind == "Dense":
+            exclusive = activation in ("softmax", "linear")
+        elif kind in ("Activation", "Conv2D"):
+            known = activation in ("relu", "linear", "softmax")
+        elif not begun and not known:
+            scaled = _scaling(layer)
+            known = scaled is not None
+            if known:
+                factor, summand = factor * scaled[0], summand * scaled[0] + scaled[1]
+        if not known:
+            raise UserError("%s has the layer %s (%s), which this program cannot follow: save the DenseNet in it as a "
+                            "model of its own" % (path, config.get("name"), kind))
+    if len(epsilons) > 1:
+        raise UserError("%s has batch normalizations with different ε (%s): save it with one ε"
+                        % (path, ", ".join("%g" % epsilon for epsilon in sorted(epsilons))))
+    scale = None
+    if (factor != 1).any() or summand.any():
+        scale = np.float32(-summand / factor), np.float32(1 / factor)
+        if not np.isfinite(scale).all():
+            raise ValueError("a factor of its pixels is 0 or not finite")
+    return Facts(epsilons.pop() if epsilons else KERAS_EPSILON, scale, exclusive)
+
+
+def _described_layers(model):
+    """Yields the descriptions of the layers of a model and of the models in it, in their order."""
+    if not model:
+        return
+    inner = model["config"].get("layers") if isinstance(model["config"], dict) else model["config"]
+    if inner is None:
+        yield model
+        return
+    for layer in inner:
+        yield from _described_layers(layer)
+
+
+_OPERATIONS = {"Add": lambda constant: (1, constant), "Subtract": lambda constant: (1, -constant),
+               "Multiply": lambda constant: (constant, 0), "Divide": lambda constant: (1 / constant, 0),
+               "TrueDivide": lambda constant: (1 / constant, 0)}
+
+
+def _scaling(layer):
+    """(factor, summand) by which a layer changes pixels, float64 [3]; None: it does something else."""
+    kind, config = layer["class_name"], layer["config"]
+    if kind == "Rescaling":
+        factor, summand = config["scale"], config["offset"]
+    else:  # an operation on a tensor and a constant, as in Keras 3's preprocess_input
+        node = (layer.get("inbound_nodes") or [None])[0]
+        operands = node.get("args", ()) if isinstance(node, dict) else ()
+        kinds = [operand.get("class_name") if isinstance(operand, dict) else "number" for operand in operands]
+        if kind not in _OPERATIONS or kinds not in (["__keras_tensor__", "number"], ["__keras_tensor__", "__tensor__"]):
+            return None
+        constant = operands[1]["config"]["value"] if kinds[1] == "__tensor__" else operands[1]
+        factor, summand = _OPERATIONS[kind](np.array(constant, np.float64))
+    return [np.broadcast_to(np.array(value, np.float64).reshape(-1), [3]) for value in (factor, summand)]
 
 
 def _check(dataset, name, file):
@@ -492,5 +589,5 @@ def _conv_scopes(convolutions, path):
 
 
 if __name__ == "__main__":  # see _try_in_another_process
-    with _opened(sys.argv[1], _format_of(sys.argv[1])) as (_all, _):
+    with _opened(sys.argv[1], _format_of(sys.argv[1])) as (_all, _facts):
         values_of(_all, sys.argv[1])

@@ -351,14 +351,14 @@ def test_all_modes_shift_digits_as_training_does(folder, tiny_mnist):
     tested = Densenet.train(**run)
     evaluated = Densenet.evaluate(**run)
     assert evaluated["loss"] == pytest.approx(tested["test_loss"], abs=1e-6)
-    files = [os.path.join(tiny_mnist, "mnist", name) for name in mnist_loader.FILES[2:]]
-    images, labels = mnist_loader.read_split(*files)
+    files = [os.path.join(tiny_mnist, "mnist", name) for name in list(mnist_loader.FILES)[2:]]
+    test = mnist_loader.read_split(*files)
     os.mkdir("images")
-    for index, image in enumerate(images):
+    for index, image in enumerate(test.images):
         Image.fromarray(image[:, :, 0]).save("images/%02d.png" % index)
     answers = Densenet.predict(images="images", **run)
     losses = [-np.log(dict(zip(answer["classes"], answer["probabilities"]))[str(label)])
-              for answer, label in zip(answers, labels)]
+              for answer, label in zip(answers, test.labels)]
     assert len(losses) == 45 and np.mean(losses) == pytest.approx(tested["test_loss"], abs=1e-5)
 
 
@@ -465,6 +465,21 @@ def test_a_checkpoint_of_a_run_with_other_classes_is_refused(run):
         with pytest.raises(UserError, match="is of the run in .*other, whose classes are 9, 8, .* set run_name to"):
             Densenet.predict(images="images", checkpoint=checkpoint, **run)
     assert Densenet.predict(images="images", run_name="other")[0]["classes"][0] in "0123456789"
+
+
+@MNIST
+def test_a_checkpoint_of_a_run_whose_network_differs_is_refused(run):
+    """Also where the shapes of its weights do not differ."""
+    other = shutil.copytree("model/" + run["run_name"], "model/other")
+    settings = read(other + "/settings.json")
+    for name, value, difference in (("stem", "3x3", "stem is 3x3, not 3x3s2"),
+                                    ("norm_epsilon", 0.01, "norm_epsilon is 0.01, not 0.001"),
+                                    ("transition_pooling", "max", "transition_pooling is max, not average")):
+        with open(other + "/settings.json", "w") as file:
+            json.dump(dict(settings, **{name: value}), file)
+        for mode in (Densenet.evaluate, Densenet.export):
+            with pytest.raises(UserError, match="is of the run in .*other, whose %s.*: set run_name to" % difference):
+                mode(checkpoint="model/other/dense.ckpt-12", **run)
 
 
 @MNIST
@@ -759,12 +774,19 @@ def test_what_weights_cannot_do_without_a_run_is_refused(weights_alone, tiny_mni
     given, _ = weights_alone
     Densenet.train(**dict(TINY, data_dir=tiny_mnist, run_name="source", total_epochs=1))
     headless = test_pretrained.write_safetensors("b.safetensors", test_pretrained.tiny_weights(classes=0))
+    one_output = test_pretrained.write_safetensors("c.safetensors", test_pretrained.tiny_weights(classes=1))
+    several = test_pretrained.write_archive(  # an image can have several labels
+        "d.keras", test_pretrained.keras_layers(test_pretrained.tiny_weights()),
+        {"config": {"layers": [test_pretrained.layer_of("Dense", activation="sigmoid")]}})
     for mode, changes, sentence in (
             ("predict", dict(run_name="none"), "no trained run model/none: .* leave run_name out to use the weights"),
             ("export", dict(dataset="folder"), "leave dataset out"),
             ("predict", dict(weights="source", image_size=None), "no trained run model/.*weights=source.*: leave mode "
              "out to train it from the weights of run source, or give run_name=source, and no weights"),
             ("predict", dict(weights=headless), "b.safetensors has no classifier: leave mode= out to train one"),
+            ("predict", dict(weights=one_output), "outputs of c.safetensors .1. are not the probabilities of classes"),
+            ("export", dict(weights=one_output), "outputs of c.safetensors .1. are not the probabilities of classes"),
+            ("evaluate", dict(weights=several), "outputs of d.keras .3. are not .*: leave mode= out to train a class"),
             ("predict", dict(growth_k=5), "does not fit the network")):
         with pytest.raises(UserError, match=sentence):
             arguments = dict(given, **dict({"images": "noise"} if mode == "predict" else {}, **changes))

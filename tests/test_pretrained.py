@@ -140,12 +140,12 @@ def write_numbered(path, layers, with_names=True):
     return str(path)
 
 
-def write_archive(path, layers):
-    """As `model.save("x.keras")` writes: a zip with the file of `save_weights`."""
+def write_archive(path, layers, model=None):
+    """As `model.save("x.keras")` writes: a zip with the file of `save_weights`, and the description of the model."""
     inside = write_numbered(str(path) + ".inside", layers)
     with zipfile.ZipFile(str(path), "w") as archive:
         archive.writestr("metadata.json", "{}")
-        archive.writestr("config.json", "{}")
+        archive.writestr("config.json", json.dumps(model or {}))
         archive.write(inside, "model.weights.h5")
     return str(path)
 
@@ -910,6 +910,68 @@ def assert_logits_equal_keras(tmp_path, blocks, counts, classes, file_names):
 def test_logits_equal_keras(tmp_path):
     """A small network of the same form, in all files that Keras writes."""
     assert_logits_equal_keras(tmp_path, (1, 2, 1, 1), {64: 2}, 5, ("a.h5", "a.weights.h5", "a.keras"))
+
+
+def layer_of(kind, *operands, **config):
+    """A layer as Keras 3 describes it; `operands`: besides the tensor that it gets."""
+    return {"class_name": kind, "config": dict(config, name="its_name"), "inbound_nodes": [{"args": [
+        {"class_name": "__keras_tensor__", "config": {}}] + list(operands)}]}
+
+
+CONSTANT = {"class_name": "__tensor__", "config": {"value": [[1.0, 2.0, 4.0]]}}
+
+
+@pytest.mark.parametrize("layers, mean, deviation", [
+    ([], None, None), ([layer_of("RandomFlip")], None, None),
+    ([layer_of("Rescaling", scale=1 / 127.5, offset=-1)], [127.5] * 3, [127.5] * 3),
+    ([layer_of("Rescaling", scale=[0.5, 0.25, 0.125], offset=[1, 0, 0])], [-2, 0, 0], [2, 4, 8]),
+    ([layer_of("TrueDivide", 4.0), layer_of("Subtract", CONSTANT), layer_of("Multiply", 2.0)], [4, 8, 16], [2] * 3),
+    ([layer_of("Divide", CONSTANT), layer_of("Add", 1)], [-1, -2, -4], [1, 2, 4])])
+def test_scaling_in_a_file_of_keras_is_followed(tmp_path, layers, mean, deviation):
+    model = {"class_name": "Functional", "config": {"layers": layers + [
+        {"class_name": "Sequential", "config": {"layers": [layer_of("Conv2D", activation="linear")]}}]}}
+    start = pretrained.look_up(write_archive(tmp_path / "a.keras", keras_layers(tiny_weights()), model), "model")
+    np.testing.assert_allclose(start.mean, pretrained.IMAGENET_MEAN if mean is None else mean, rtol=1e-6)
+    np.testing.assert_allclose(start.deviation, pretrained.IMAGENET_DEVIATION if mean is None else deviation, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [
+    [layer_of("Normalization")], [layer_of("Lambda")], [layer_of("GetItem", 1)], [layer_of("TrueDivide")],
+    [layer_of("Add", {"class_name": "__keras_tensor__", "config": {}})], [layer_of("GlobalMaxPooling2D")],
+    [layer_of("Conv2D"), layer_of("Rescaling", scale=2, offset=0)], [layer_of("Activation", activation="gelu")],
+    [{"class_name": "TFOpLambda", "config": {"name": "its_name"}, "inbound_nodes": [["input_1", 0, 0, {"y": 127.5}]]}]])
+def test_layers_that_cannot_be_followed_are_refused(tmp_path, layers):
+    path = write_archive(tmp_path / "a.keras", keras_layers(tiny_weights()), {"config": {"layers": layers}})
+    refused(path, r"has the layer its_name \(%s\), which this program cannot follow: save" % layers[-1]["class_name"])
+
+
+def test_the_epsilon_of_a_file_of_keras_is_taken(tmp_path):
+    def path_with(*epsilons):
+        model = {"config": {"layers": [layer_of("BatchNormalization", epsilon=epsilon) for epsilon in epsilons]}}
+        return write_archive(tmp_path / "a.keras", keras_layers(tiny_weights()), model)
+
+    assert pretrained.look_up(path_with(1e-3, 1e-3), "model").settings["norm_epsilon"] == 1e-3
+    refused(path_with(1e-3, 1.001e-5), "has batch normalizations with different ε")
+
+
+@pytest.mark.campaign
+def test_keras_models_that_scale_their_images_give_its_logits(tmp_path):
+    small = keras_model((1, 2, 1, 1), 64, 5)
+    import keras
+    from keras.applications.densenet import preprocess_input
+    draw(small, np.random.RandomState(0))
+    pixels = np.random.RandomState(1).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
+    for scaled in (preprocess_input, keras.layers.Rescaling(1 / 127.5, -1)):
+        inputs = keras.Input((64, 64, 3))
+        model = keras.Model(inputs, small(scaled(keras.layers.RandomFlip()(inputs))))
+        expected = model.predict(pixels, verbose=0)
+        for ending in (".keras", ".h5"):
+            path = str(tmp_path / "a") + ending
+            model.save(path)
+            start = pretrained.look_up(path, "model")
+            found = logits_with(path, (pixels - start.mean) / start.deviation, 5)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * expected.std())
+            os.remove(path)
 
 
 @pytest.mark.parametrize("network", [pytest.param("densenet_121", marks=pytest.mark.campaign)] + [
