@@ -53,7 +53,8 @@ class Source:
     downloads: dict = None  # {name: (size in bytes, hash)}; None: the files are not downloaded
     mirrors: tuple = ()
     homepage: str = ""
-    shared_folder: str = ""  # name of a folder that may hold the data set besides others
+    own_folders: tuple = ()  # further names of a folder that holds this data set alone
+    shared_folders: tuple = ()  # names of folders that may hold the data set besides others
     transposed: bool = False  # the files have rows and columns of each image exchanged
 
 
@@ -61,8 +62,8 @@ def _emnist(split, class_names, first_label=0):
     files = ("emnist-%s-%s-%s-ubyte.gz" % (split, role, kind) for role in ("train", "test")
              for kind in ("images-idx3", "labels-idx1"))
     return Source("emnist_" + split, "EMNIST " + split, tuple(class_names), first_label, tuple(files),
-                  homepage="https://www.nist.gov/itl/products-and-services/emnist-dataset", shared_folder="emnist",
-                  transposed=True)
+                  homepage="https://www.nist.gov/itl/products-and-services/emnist-dataset",
+                  shared_folders=("emnist", "emnist_source_files"), transposed=True)  # Kaggle's is the second
 
 
 MNIST = Source("mnist", "MNIST", downloads=FILES, mirrors=MIRRORS)
@@ -74,7 +75,8 @@ OTHERS = (
                       "t10k-images-idx3-ubyte.gz": (4422102, "md5:bef4ecab320f06d8554ea6380940ec79"),
                       "t10k-labels-idx1-ubyte.gz": (5148, "md5:bb300cfdad3c16e7a12a480ee83cd310")},
            mirrors=("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-                    "https://storage.googleapis.com/tensorflow/tf-keras-datasets/")),
+                    "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"),
+           own_folders=("fashion",), shared_folders=("data",)),  # of its repository
     Source("kmnist", "KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
            homepage="https://github.com/rois-codh/kmnist"),
     # The published mapping files: "balanced" and "bymerge" merge 15 small letters with the capitals that look alike.
@@ -114,10 +116,18 @@ def _prepare(source, data_dir, validation_size, mirrors=None):
     train, test = read_split(*paths[:2]), read_split(*paths[2:])
     contents = (train.images, train.labels.astype(np.uint8), test.images, test.labels.astype(np.uint8))
     _say_hidden(paths, contents)
-    foreign = [path for path, content, crc in zip(paths, contents, CRC32) if zlib.crc32(content) != crc]
-    if source is not MNIST and len(foreign) < len(paths):
-        raise DataError("%s is MNIST's: put the file of %s in its place, or set dataset=mnist"
-                        % (next(path for path in paths if path not in foreign), source.title))
+    found = [zlib.crc32(content) for content in contents]
+    foreign = [path for path, crc, own in zip(paths, found, CRC32) if crc != own]
+    for path, crc, own in zip(paths, found, CRC32):
+        if source is not MNIST and crc in CRC32:
+            raise DataError("%s is MNIST's: put the file of %s in its place, or set dataset=mnist"
+                            % (path, source.title))
+        if crc != own and crc in CRC32:
+            raise DataError("%s has the content of MNIST's %s: give the files the names that belong to them"
+                            % (path, list(FILES)[CRC32.index(crc)]))
+    if len(test.labels) > len(train.labels):
+        say("%s has fewer images (%d) than %s (%d): if the files are exchanged, the test is of training images"
+            % (paths[0], len(train.labels), paths[2], len(test.labels)))
     train, test, class_names = _with_classes(source, train, test, paths)
     if source is MNIST and foreign:
         say("%s %s: trained on as they are, %d classes (dataset=fashion_mnist, kmnist, emnist_letters, ... for those)"
@@ -148,7 +158,7 @@ def _places(source, data_dir):
     """Yields the folders to search. Folders' names are accepted in any form, see `support.file_reading.key`."""
     yield os.path.join(data_dir, source.name)
     yield data_dir
-    names, folders = [name for name in (source.name, source.shared_folder, *INSIDE) if name], [data_dir]
+    names, folders = [source.name, *source.own_folders, *source.shared_folders, *INSIDE], [data_dir]
     for _ in range(3):  # data_dir/EMNIST/raw/gzip is the deepest
         folders = subfolders(names, folders)
         yield from folders
@@ -163,7 +173,7 @@ def _locate(source, data_dir):
     found = []
     for folder in _places(source, data_dir):
         owner = next(part for part in reversed(os.path.abspath(folder).split(os.sep)) if part not in INSIDE)
-        own = source is MNIST or key(owner) == key(source.name)
+        own = source is MNIST or key(owner) in map(key, (source.name, *source.own_folders))
         paths = []
         for name, mnist_name in zip(source.files, FILES):
             names = [name] * (name != mnist_name) + [mnist_name] * own
@@ -202,13 +212,13 @@ def _with_classes(source, train, test, paths):
 
     The classes of MNIST's files are the label values that occur, but 0 to 9 if none is greater.
     """
+    if (train.labels == train.labels[0]).all():
+        raise DataError("%s has no label but %d: there is nothing to tell apart" % (paths[1], train.labels[0]))
     values, names = np.arange(len(source.class_names)) + source.first_label, source.class_names
     fault = "but the labels of %s are %d to %d" % (source.title, values[0], values[-1])
     if source is MNIST and max(train.labels.max(), test.labels.max()) > values[-1]:
         values, fault = np.unique(train.labels), "which no image of the training split has"
         names = tuple(str(value) for value in values)
-        if len(names) == 1:
-            raise DataError("%s has no label but %s: there is nothing to tell apart" % (paths[1], names[0]))
     for split, path in ((train, paths[1]), (test, paths[3])):
         unknown = np.setdiff1d(split.labels, values)
         if len(unknown):

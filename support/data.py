@@ -138,7 +138,8 @@ def has_black_border(dataset):
     return not dataset.startswith(("cifar", "folder"))
 
 
-def data_set(name, train, test, class_names, validation_size, checksum=None, validation=None):
+def data_set(name, train, test, class_names, validation_size, checksum=None, validation=None,
+             keep_classes=False):
     """Returns a DataSet whose validation split is taken from the training split, unless it is given.
 
     The choice of validation images is random but fixed. It does not depend on the run's seed.
@@ -152,6 +153,7 @@ def data_set(name, train, test, class_names, validation_size, checksum=None, val
         checksum: CRC-32 of all images. None: `DataSet.fingerprint` computes it from the images. Where it is given, the
             caller sets `digests`.
         validation: the validation split. None: it is taken from `train`, by validation_size, which is else not used.
+        keep_classes: where all images of a class would be taken for validation, one of them is kept for training.
     Raises:
         DataError: there are no training images, or the validation split would leave none.
     """
@@ -161,6 +163,10 @@ def data_set(name, train, test, class_names, validation_size, checksum=None, val
         kept = np.arange(len(train))
     else:
         kept, held_out = _drawn(len(train), validation_size, name)
+        if keep_classes:
+            labels, places = np.unique(train.labels[held_out], return_index=True)
+            needed = held_out[places[~np.isin(labels, train.labels[kept])]]
+            kept, held_out = np.sort(np.append(kept, needed)), np.setdiff1d(held_out, needed)
         validation = Split(subset_of(train.images, held_out), train.labels[held_out])
     kept_images = subset_of(train.images, kept)
     mean, deviation = _statistics(kept_images)

@@ -88,7 +88,7 @@ def _stream(url, path, name, size, exact):
     """Downloads a URL to a path, with a progress bar. Never writes more than `size` bytes; `exact`: nor less."""
     with requests.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS),
                       headers={"Accept-Encoding": "identity"}) as response:
-        if 400 <= response.status_code < 500:
+        if 400 <= response.status_code < 500 and response.status_code not in (408, 429):  # too slow, too many requests
             raise _Refused("HTTP status %d" % response.status_code)
         response.raise_for_status()
         length = response.headers.get("Content-Length")

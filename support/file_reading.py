@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import itertools
 import os
+import posixpath
 import re
 import tarfile
 import unicodedata
@@ -151,7 +152,7 @@ def read_members(path, sizes):
 
     Args:
         path: the archive.
-        sizes: {name of a member, exactly as in the archive: size in bytes}.
+        sizes: {name of a member: size in bytes}. The archive may have the name with ./ before it.
     Returns:
         {name: content}.
     Raises:
@@ -163,8 +164,9 @@ def read_members(path, sizes):
         with _opener(path)(path, "rb") as unpacked:
             limited = _Limited(unpacked, (1 << 20) + 2 * sum(sizes.values()))
             with tarfile.open(fileobj=limited, mode="r|") as archive:
-                found.update((member.name, _content_of(archive, member, sizes[member.name], path))
-                             for member in archive if member.name in sizes)
+                named = ((posixpath.normpath(member.name), member) for member in archive)
+                found.update((name, _content_of(archive, member, sizes[name], path))
+                             for name, member in named if name in sizes)
             while limited.read(1 << 20):  # to the end, where gzip verifies its checksum
                 pass
     except _TooLong:

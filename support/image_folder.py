@@ -77,7 +77,8 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
     if evaluated and validation_size >= len(rows["train"]):
         validation_size = 0
     data = data_set("folder", splits["train"], splits["test"], layout.class_names, validation_size,
-                    checksum=int(index["checksum"]), validation=splits["validation"] if given else None)
+                    checksum=int(index["checksum"]), validation=splits["validation"] if given else None,
+                    keep_classes=True)
     data.pixel_range = tuple(index["pixel_range"].tolist()) or None
     data.truncated_images = truncated
     data.skipped = len(index["skipped"]) if layout.test_is_drawn else None

@@ -326,8 +326,9 @@ def _as_other_data(data, trained):
             data_dir, unknown[0], trained.weights.source, shortened(known),
             "" if facts.get("class_ids") else ", as nothing names its classes"))
     if unknown:
-        raise UserError("%s has the class %s, which %s was not trained on: its classes are %s"
-                        % (data_dir, unknown[0], directory.path, shortened(facts["class_names"])))
+        raise UserError("%s has the class %s, which %s was not trained on: its classes are %s; %s" % (
+            data_dir, unknown[0], directory.path, shortened(facts["class_names"]),
+            "take the folders of other classes away" if data.name == "folder" else "set data_dir to data of these"))
     if list(data.image_shape) != facts["image_shape"]:
         raise UserError("the images in %s have the shape %s, those of %s %s: set data_dir to images of that shape" % (
             data_dir, "x".join(map(str, data.image_shape)), directory.path, "x".join(map(str, facts["image_shape"]))))

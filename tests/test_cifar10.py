@@ -187,6 +187,13 @@ def test_members_outside_the_folder_are_not_extracted(tmp_path):
     assert os.listdir(str(tmp_path)) == ["data"] and os.listdir(str(tmp_path / "data")) == ["cifar-10-binary.tar.gz"]
 
 
+def test_an_archive_of_a_whole_folder_is_read(tmp_path):
+    """As `tar .` makes it."""
+    members = {"./" + name: content for name, content in contents(SMALL["CIFAR10"]).items()}
+    write_archive(tmp_path / "cifar-10-binary.tar.gz", members, [odd_member(".", tarfile.DIRTYPE)])
+    assert len(cifar10.prepare_data(str(tmp_path), 0, NO_MIRRORS).train) == 35
+
+
 def test_a_link_in_place_of_a_member_is_refused(tmp_path):
     members = tampered(contents(SMALL["CIFAR10"]), data_batch_1=None)
     write_archive(tmp_path / "cifar-10-binary.tar.gz", members,

@@ -64,6 +64,19 @@ def test_a_given_validation_split_is_used_and_all_training_images_are_trained_on
         data_set("tiny", labelled(), given, ("a",), 0, validation=given)
 
 
+def test_a_class_keeps_an_image_for_training():
+    train = labelled(*[0] * 30, *[1] * 3, *[2] * 2)
+    without = data_set("folder", train, labelled(0), "abc", 30)
+    data = data_set("folder", train, labelled(0), "abc", 30, keep_classes=True)
+    lost = set(range(3)) - set(without.train.labels)
+    assert lost and set(data.train.labels) == {0, 1, 2}
+    assert (len(data.train), len(data.validation)) == (5 + len(lost), 30 - len(lost))
+    images = np.arange(90, dtype=np.uint8).reshape(90, 1, 1, 1)
+    train = Split(images, np.arange(90) % 3)  # no class is lost: the draw is that of before
+    draws = [data_set("folder", train, labelled(0), "abc", 20, keep_classes=keep).validation for keep in (False, True)]
+    np.testing.assert_array_equal(*(draw.images for draw in draws))
+
+
 def test_a_pixel_range_belongs_to_what_identifies_a_data_set_if_there_is_one():
     data = data_set("tiny", labelled(0, 0), labelled(0), ("a",), 0)
     before = data.fingerprint()

@@ -85,6 +85,10 @@ def busy_twice(handler, number):
     answer(handler, b"busy", 503) if number < 3 else good(handler, number)
 
 
+def too_fast_and_too_slow(handler, number):
+    answer(handler, b"wait", {1: 429, 2: 408}[number]) if number < 3 else good(handler, number)
+
+
 def short_once(handler, number):
     answer(handler, CONTENT[:1000], length=len(CONTENT)) if number < 2 else good(handler, number)
 
@@ -101,7 +105,7 @@ def reset_once(handler, number):
     reset(handler, CONTENT[:5000]) if number < 2 else good(handler, number)
 
 
-@pytest.mark.parametrize("behaviour", [busy_twice, short_once, reset_once])
+@pytest.mark.parametrize("behaviour", [busy_twice, too_fast_and_too_slow, short_once, reset_once])
 def test_a_temporary_failure_is_retried(tmp_path, behaviour):
     with server(behaviour) as url:
         download.fetch_all(FILES, [url], str(tmp_path))

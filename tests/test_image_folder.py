@@ -226,11 +226,12 @@ def test_folders_of_images_that_another_data_set_does_not_read_are_said(folder, 
         assert (sentence in capsys.readouterr().out) == said
 
 
-def test_a_class_whose_images_are_all_held_out_is_named(folder):
+def test_each_class_keeps_a_training_image(folder):
     for name in "abcdefgh":
         write_grey("data/" + name, 4)
-    with pytest.raises(DataError, match="the few images of the class . in data are all drawn for validation or test"):
-        image_folder.prepare_data("data", 20, 8)
+    data = image_folder.prepare_data("data", 20, 8)
+    assert sorted(set(data.train.labels)) == list(range(8)) and len(data.train) + len(data.validation) == 24
+    assert len(data.validation) == 16  # of the 20 that were asked for
     for name in "ab":
         write_grey("few/" + name, 2)
     with pytest.raises(DataError, match="too few images to test with"):

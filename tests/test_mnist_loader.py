@@ -339,7 +339,8 @@ def test_files_that_are_not_mnists_are_said_to_be_so(tmp_path, capsys, monkeypat
 
 # ---- Data sets by name ----
 
-@pytest.mark.parametrize("place", ["fashion_mnist", "FashionMNIST/raw", "Fashion-MNIST", "fashion mnist"])
+@pytest.mark.parametrize("place", ["fashion_mnist", "FashionMNIST/raw", "Fashion-MNIST", "fashion mnist", "fashion",
+                                   "fashion-mnist/data/fashion"])
 def test_fashion_mnist_is_read_from_its_own_folder(tmp_path, capsys, place):
     write_set(tmp_path, DASHES, seed=1)  # MNIST's place
     train_images, _ = write_set(tmp_path / place, DASHES, seed=2)
@@ -365,6 +366,41 @@ def test_mnists_files_in_data_dir_are_not_taken_for_another_data_set(tmp_path, n
 
 def offline(*_):
     raise download.Unavailable("no network")
+
+
+def test_mnist_is_not_read_from_the_folder_of_fashion_mnist(tmp_path, monkeypatch):
+    write_set(tmp_path / "fashion", DASHES)
+    write_set(tmp_path / "fashion-mnist/data/fashion", DASHES)
+    monkeypatch.setattr(mnist_loader, "fetch_all", offline)
+    with pytest.raises(download.Unavailable):
+        mnist_loader.prepare_data(str(tmp_path), 0)
+
+
+@pytest.mark.parametrize("exchanged", [(0, 2), (1, 3), (0, 1, 2, 3)])
+def test_exchanged_files_of_mnist_are_refused(tmp_path, monkeypatch, exchanged):
+    write_set(tmp_path, DASHES, [3, 1, 4, 1, 5], [9, 2, 6, 5, 3])
+    monkeypatch.setattr(mnist_loader, "CRC32", checksums(tmp_path, DASHES))
+    contents = {place: (tmp_path / DASHES[place]).read_bytes() for place in exchanged}
+    for place in exchanged:
+        (tmp_path / DASHES[place]).write_bytes(contents[(place + 2) % 4])
+    first, other = exchanged[0], (exchanged[0] + 2) % 4
+    with pytest.raises(DataError, match="%s has the content of MNIST's %s.gz: give the files the names that" % (
+            DASHES[first], DASHES[other])):
+        mnist_loader.prepare_data(str(tmp_path), 0, NO_MIRRORS)
+
+
+def test_more_test_than_training_images_are_said(tmp_path, capsys):
+    write_set(tmp_path / "fashion_mnist", DASHES, [5, 3], [3, 1, 4])
+    mnist_loader.RELATED["fashion_mnist"](str(tmp_path), 0)
+    assert "train-images-idx3-ubyte has fewer images (2) than " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, label", [("mnist", 3), ("mnist", 12), ("fashion_mnist", 0)])
+def test_a_single_label_is_refused(tmp_path, name, label):
+    write_set(tmp_path / name, DASHES, [label] * 5, [label] * 2)
+    prepare_data = mnist_loader.DATASETS[name]
+    with pytest.raises(DataError, match="train-labels-idx1-ubyte has no label but %d: there is nothing to" % label):
+        prepare_data(str(tmp_path), 0)
 
 
 def test_mnists_own_labels_are_refused_for_another_data_set(tmp_path, monkeypatch):
@@ -432,7 +468,8 @@ def test_emnist_is_upright_and_has_its_class_names(tmp_path, split, first, names
         np.testing.assert_array_equal(data.train.images[:, row, column, 0], stored[:, column, row])
 
 
-@pytest.mark.parametrize("place", ["", "emnist", "EMNIST/raw", "EMNIST/raw/gzip", "emnist_letters", "emnist/gzip"])
+@pytest.mark.parametrize("place", ["", "emnist", "EMNIST/raw", "EMNIST/raw/gzip", "emnist_letters", "emnist/gzip",
+                                   "emnist_source_files", "archive/emnist_source_files"])
 def test_emnists_own_names_are_found_everywhere(tmp_path, place):
     write_set(tmp_path / place, emnist_names("letters"), [1, 2, 3], [2])
     assert len(mnist_loader.RELATED["emnist_letters"](str(tmp_path), 0).train) == 3

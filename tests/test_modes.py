@@ -183,7 +183,7 @@ def test_a_new_folder_is_evaluated_with_the_classes_of_the_run(pets, shapes):  #
     assert content["class_names"] == names and confusion.sum() == content["images"] > 20
     assert set(np.flatnonzero(confusion.sum(1))) == {names.index("ring"), names.index("square")}
     os.rename("new/ring", "new/bell")
-    with pytest.raises(UserError, match="new has the class bell, which .* was not trained on"):
+    with pytest.raises(UserError, match="new has the class bell, which .* was not trained on: .*; take the folders"):
         Densenet.evaluate(data_dir="new", **pets)
 
 
