@@ -1,8 +1,7 @@
 """What does TensorBoard get from a run: curves, pictures, histograms, hyperparameters, the graph, traces, embeddings?
 
 TensorBoard lists a run under three names: `<run>` has the test, the hyperparameters and their metrics, `<run>/train`
-and `<run>/validation` have the rest. With a test in every epoch, its curve is in `<run>/test`, as that of the tested
-weights has one point.
+and `<run>/validation` have the rest. With `test_every_epoch`, `<run>/test` has the curves of these tests.
 """
 
 import os
@@ -24,7 +23,7 @@ from support.settings import shown
 
 BUCKETS = 30  # of a histogram, as many as TensorBoard draws
 LOCK = "lock_of_logs"  # in the folder of the run. Not `lock`: log_dir may be the model_dir
-# Of each split, in the folder of the run; of "each test", the one after each epoch
+# The folder of each split in that of the run. "each test": the tests after every epoch, "test": that at the end
 FOLDERS = {"train": "train", "validation": "validation", "test": "", "each test": "test"}
 # The HParams tab shows the metrics after the hyperparameters, of which it shows the first five until asked for more,
 # or those five that are declared as differing.

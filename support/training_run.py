@@ -198,6 +198,7 @@ class TrainingRun:
                 say(pretrained.start_from(sess, config.starting_point.read(config.cache_dir), self.data.class_names))
                 self._say_seen()
             cluster.copy_from_chief(sess)
+            normalize_by(self.data, *sess.run(tf.global_variables("normalization/")))  # as the run began
             yield sess
 
     def _say_seen(self):
@@ -258,13 +259,14 @@ class TrainingRun:
                     "%s was stopped on its way to more than %d epochs: give total_epochs%s to go on with it, or set "
                     "run_name to another name for a new run" % (
                         self._folder, config.total_epochs, "=%d" % meant if self._directory else " as then"))
-            least = math.ceil(step / self.steps_per_epoch)
+            advice = "leave total_epochs out"
+            if not finished or "total_epochs" not in config.given:
+                advice = "give total_epochs=%d" % math.ceil(step / self.steps_per_epoch)
+            advice += " to see its result" if finished else " or more to go on with it"
             raise UserError("total_epochs=%d is less than what %s was trained for (%s epochs): %s, or set run_name to "
                             "another name for a new run" % (
                                 config.total_epochs, self._folder, "%g" % round(step / self.steps_per_epoch, 1),
-                                "leave total_epochs out to see its result" if finished and "total_epochs" in
-                                config.given else "give total_epochs=%d%s" % (
-                                    least, " to see its result" if finished else " or more to go on with it")))
+                                advice))
         if stop:
             self.result, self.finished = result, True
             if result:

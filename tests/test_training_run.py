@@ -34,7 +34,7 @@ from test_image_folder import plain_images
 
 import cifar10
 import Densenet
-from support import UserError, configuration, training_run
+from support import UserError, configuration, data, training_run
 from support.interruption import Stopped
 from support.training_run import TrainingRun
 
@@ -182,6 +182,18 @@ def test_an_epoch_that_is_killed_before_it_is_reported_is_repeated(killed_in, ti
     for row, other in zip(rows, csv_rows("model/other/curves.csv")):
         assert (row["train_loss"], row["test_loss"]) == (other["train_loss"], other["test_loss"])
     assert_equal_weights(weights_of("model/mine", 18), weights_of("model/other", 18))
+
+
+def test_a_resumed_run_normalizes_images_as_it_began(tiny_mnist, folder, monkeypatch):
+    """Also where this version would compute, or take from weights, another mean and deviation."""
+    for name, others in (("one", False), ("two", True)):
+        options = dict(TINY, data_dir=tiny_mnist, run_name=name)
+        Densenet.train(**dict(options, total_epochs=1))
+        with monkeypatch.context() as patched:
+            if others:
+                patched.setattr(data, "_statistics", lambda images: (np.float32([9]), np.float32([5])))
+            Densenet.train(**dict(options, total_epochs=2))
+    assert_equal_weights(weights_of("model/one", 12), weights_of("model/two", 12))
 
 
 @pytest.mark.once
