@@ -81,7 +81,7 @@ def logged(log_dir, split_of_steps, graph=None, begin=0):
     run = RunLogs(log_dir, "run", "model/run")
     run.open(begin, graph or tf.Graph(), {"growth_k": 4, "flip": True})
     for step, split in split_of_steps:
-        run.evaluation(split, step, FOUND, np.zeros((5, 4, 4, 1), np.uint8), NAMES)
+        run.evaluation(split, step, FOUND, np.zeros((5, 4, 4, 1), np.uint8), NAMES, weights_of=step)
     run.close()
     assert run.problem is None
 
@@ -89,7 +89,8 @@ def logged(log_dir, split_of_steps, graph=None, begin=0):
 def test_top_5_accuracy_is_a_curve_where_it_is_counted(folder):
     run = RunLogs("logs", "run", "model/run")
     run.open(0, tf.Graph(), {})
-    run.evaluation("test", 6, dataclasses.replace(FOUND, in_top_5=9), np.zeros((5, 4, 4, 1), np.uint8), NAMES)
+    run.evaluation("test", 6, dataclasses.replace(FOUND, in_top_5=9), np.zeros((5, 4, 4, 1), np.uint8), NAMES,
+                   weights_of=6)
     run.close()
     found = curves("logs/run/ev*")
     assert found["top_5_accuracy"] == {6: 0.75} and found["balanced_accuracy"] == {6: 0.75}
