@@ -69,6 +69,8 @@ def differences(image, appearance, handwritten):
     if not appearance:
         return []
     if beyond("contrast") < 0:
+        if measures["contrast"] > appearance["contrast"][0] / 2:
+            return ["its contrast is lower than that of all training images"]
         return ["it is almost blank" + (": what is drawn may be too small, pale or transparent" if handwritten else "")]
     found = []
     if handwritten and beyond("background"):
@@ -108,7 +110,9 @@ def as_handwriting(image, side, appearance):
     longest = max(1, round(side * (appearance["extent"][1] if appearance else 20 / 28)))
     height, width = (max(1, round(length * longest / max(grey.shape))) for length in grey.shape)
     character = Image.fromarray(grey.clip(0, 255).astype(np.uint8)).resize((width, height), Image.LANCZOS)
-    weights = np.asarray(character, np.float64)
+    weights = np.asarray(character, np.float64)  # of thin strokes, resizing has made the brightest pixels darker
+    weights = np.round(weights * (255 / max(weights.max(), 1)))
+    character = Image.fromarray(weights.astype(np.uint8))
     down, right = (np.average(np.arange(len(sums)) + 0.5, weights=sums) for sums in (weights.sum(1), weights.sum(0)))
     top, left = (int(np.clip(round(side / 2 - centre), 0, side - length))
                  for centre, length in ((down, height), (right, width)))

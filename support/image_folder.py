@@ -84,7 +84,7 @@ def prepare_data(data_dir, validation_size, image_size, crop_area=1.0, cache_dir
     data.skipped = len(index["skipped"]) if layout.test_is_drawn else None
     data.digests = {split: index["digests"][getattr(data, split).images.rows] for split in SPLITS}
     if not evaluated:
-        _check_splits(data, data_dir, given, not layout.test_is_drawn)
+        _check_splits(data, data_dir, not layout.test_is_drawn)
     return data
 
 
@@ -189,20 +189,15 @@ def _say_notes(index, cache):
         say(line)
 
 
-def _check_splits(data, data_dir, validation_given, test_given):
+def _check_splits(data, data_dir, test_given):
     """Raises DataError if there is nothing to learn a class from, or nothing to test with."""
     if not len(data.test) and not test_given:
         raise DataError("%s has too few images to test with: put at least four into the folder of each class, or make "
                         "folders train and test with the folders of the classes in both" % data_dir)
     untaught = sorted(set(range(len(data.class_names))) - set(data.train.labels.tolist()))
-    held_out = sorted(set(untaught) & {*data.validation.labels.tolist(), *data.test.labels.tolist()})
-    if untaught and not validation_given and held_out:
-        raise DataError("the few images of the class %s in %s are all drawn for validation or test: put more there, "
-                        "or make validation_size smaller" % (data.class_names[held_out[0]], data_dir))
     if untaught:
-        raise DataError("%s has no training image of the class %s that can be read: put some there, %s"
-                        % (data_dir, data.class_names[untaught[0]], "or take the folder away" if validation_given else
-                           "take the folder away, or make validation_size smaller"))
+        raise DataError("%s has no training image of the class %s that can be read: put some there, or take the folder "
+                        "away" % (data_dir, data.class_names[untaught[0]]))
     if not len(data.test):
         raise DataError("none of the test images of %s can be read: put others there" % data_dir)
 

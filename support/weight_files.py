@@ -393,9 +393,17 @@ def _hdf5(path, archived=False):
         yield layers, model
 
 
-# The layers of Keras of which a DenseNet consists, and those that do nothing but in training
-_PARTS = ("InputLayer Conv2D BatchNormalization Activation ReLU ZeroPadding2D MaxPooling2D AveragePooling2D Concatenate"
-          " GlobalAveragePooling2D Dense Softmax Dropout SpatialDropout2D GaussianDropout GaussianNoise").split()
+# The layers of which a DenseNet of Keras consists, Conv2D by their side, with the settings that they have there, and
+# those that do nothing but in training: {kind: {setting: its possible values}}
+_PARTS = {
+    "Conv2D7": dict(strides=[[2, 2]], padding=["valid"]), "Conv2D3": dict(strides=[[1, 1]], padding=["same"]),
+    "Conv2D1": dict(strides=[[1, 1]]), "BatchNormalization": dict(axis=[3, -1, [3], [-1]]),
+    "ReLU": dict(max_value=[None], negative_slope=[0, None], threshold=[0, None]),
+    "ZeroPadding2D": dict(padding=[[[3, 3], [3, 3]], [[1, 1], [1, 1]]]),
+    "MaxPooling2D": dict(pool_size=[[3, 3]], strides=[[2, 2]], padding=["valid"]),
+    "AveragePooling2D": dict(pool_size=[[2, 2]], strides=[[2, 2]], padding=["valid"]),
+    **dict.fromkeys(("InputLayer", "Activation", "Concatenate", "GlobalAveragePooling2D", "Dense", "Softmax", "Dropout",
+                     "SpatialDropout2D", "GaussianDropout", "GaussianNoise"), {})}
 
 
 def _facts_of(model, path):
@@ -404,26 +412,21 @@ def _facts_of(model, path):
     Raises:
         UserError: a layer does something else than those of a DenseNet, and than scaling pixels before them.
     """
-    factor, summand, begun, epsilons, exclusive = np.ones(3), np.zeros(3), False, set(), True
+    factor, summand, epsilons, exclusive, before = np.ones(3), np.zeros(3), set(), True, set()
     for layer in _described_layers(model):
         kind, config = layer["class_name"], layer["config"]
-        begun |= kind == "Conv2D"
-        activation = config.get("activation", "relu" if kind == "Activation" else "linear")
-        known = kind in _PARTS or kind.startswith("Random")
+        if not _is_part(layer, before):
+            scaled = None if "Conv2D" in before else _scaling(layer)
+            if scaled is None:
+                raise UserError("%s has the layer %s (%s), which as it is there this program cannot follow: save the "
+                                "DenseNet alone, behind a Rescaling layer if its pixels are scaled"
+                                % (path, config.get("name"), kind))
+            factor, summand = factor * scaled[0], summand * scaled[0] + scaled[1]
         if kind == "BatchNormalization":
             epsilons.add(float(config["epsilon"]))
-        elif kind == "Dense":
-            exclusive = activation in ("softmax", "linear")
-        elif kind in ("Activation", "Conv2D"):
-            known = activation in ("relu", "linear", "softmax")
-        elif not begun and not known:
-            scaled = _scaling(layer)
-            known = scaled is not None
-            if known:
-                factor, summand = factor * scaled[0], summand * scaled[0] + scaled[1]
-        if not known:
-            raise UserError("%s has the layer %s (%s), which this program cannot follow: save the DenseNet in it as a "
-                            "model of its own" % (path, config.get("name"), kind))
+        if kind == "Dense":
+            exclusive = config.get("activation", "linear") in ("softmax", "linear")
+        before.add(kind)
     if len(epsilons) > 1:
         raise UserError("%s has batch normalizations with different ε (%s): save it with one ε"
                         % (path, ", ".join("%g" % epsilon for epsilon in sorted(epsilons))))
@@ -433,6 +436,21 @@ def _facts_of(model, path):
         if not np.isfinite(scale).all():
             raise ValueError("a factor of its pixels is 0 or not finite")
     return Facts(epsilons.pop() if epsilons else KERAS_EPSILON, scale, exclusive)
+
+
+def _is_part(layer, before):
+    """Whether a layer, by its description, is one as a DenseNet has it, or does nothing but in training.
+
+    `before`: the kinds of the layers before it.
+    """
+    kind, config = layer["class_name"], layer["config"]
+    wanted = {"activation": ["softmax", "linear"] if "Dense" in before else ["relu"]} if kind == "Activation" else {}
+    if kind == "Conv2D":
+        kind += "%d" % max(config.get("kernel_size", [7]))
+        wanted = dict(activation=["linear"], dilation_rate=[[1, 1]], groups=[1])
+    if kind not in _PARTS:
+        return kind.startswith("Random")
+    return all(config.get(name, values[0]) in values for name, values in dict(_PARTS[kind], **wanted).items())
 
 
 def _described_layers(model):
@@ -460,12 +478,18 @@ def _scaling(layer):
     else:  # an operation on a tensor and a constant, as in Keras 3's preprocess_input
         node = (layer.get("inbound_nodes") or [None])[0]
         operands = node.get("args", ()) if isinstance(node, dict) else ()
-        kinds = [operand.get("class_name") if isinstance(operand, dict) else "number" for operand in operands]
-        if kind not in _OPERATIONS or kinds not in (["__keras_tensor__", "number"], ["__keras_tensor__", "__tensor__"]):
+        if kind in ("Add", "Multiply") and not _is_tensor(operands[:1]):
+            operands = operands[::-1]
+        if kind not in _OPERATIONS or len(operands) != 2 or not _is_tensor(operands[:1]) or _is_tensor(operands[1:]):
             return None
-        constant = operands[1]["config"]["value"] if kinds[1] == "__tensor__" else operands[1]
+        constant = operands[1]["config"]["value"] if isinstance(operands[1], dict) else operands[1]
         factor, summand = _OPERATIONS[kind](np.array(constant, np.float64))
     return [np.broadcast_to(np.array(value, np.float64).reshape(-1), [3]) for value in (factor, summand)]
+
+
+def _is_tensor(operands):
+    """Whether the only one of some operands is what another layer computes."""
+    return [isinstance(one, dict) and one.get("class_name") == "__keras_tensor__" for one in operands] == [True]
 
 
 def _check(dataset, name, file):

@@ -29,6 +29,7 @@ def test_measures_have_known_values():
 
 
 @pytest.mark.parametrize("image, part", [
+    (stroke() // 5 * 4, "its contrast is lower than that of all training images"),
     (255 - stroke(), "its background is lighter than that of all training images"),
     (stroke(top=11, left=12, height=6, width=3),
      "what is drawn is as long as 21% of the image's side, in the training images 64 to 71%"),
@@ -76,6 +77,14 @@ def test_a_page_with_a_small_digit_becomes_white_on_black_centred_and_large(imag
     assert shown[4:24].any(1).all() and shown.sum() == 20 * 7  # 120 : 40 pixels are 20 : 7
     assert shown[4:24, 10:17].all() or shown[4:24, 11:18].all()  # 28 - 7 is odd
     assert differences(found, TRAINING, handwritten=True) == []
+
+
+def test_thin_strokes_become_as_bright_as_others():
+    """Resizing makes their brightest pixels darker."""
+    page = np.full([600, 450], 235, np.uint8)
+    page[100:500, 200:203] = page[100:103, 200:300] = 185
+    found = as_handwriting(Image.fromarray(page), 28, TRAINING)
+    assert measures_of(found)["contrast"] == 1
 
 
 @pytest.mark.parametrize("white", [0, 255])

@@ -918,6 +918,12 @@ def layer_of(kind, *operands, **config):
         {"class_name": "__keras_tensor__", "config": {}}] + list(operands)}]}
 
 
+def constant_first(kind, constant):
+    layer = layer_of(kind, constant)
+    layer["inbound_nodes"][0]["args"].reverse()
+    return layer
+
+
 CONSTANT = {"class_name": "__tensor__", "config": {"value": [[1.0, 2.0, 4.0]]}}
 
 
@@ -926,7 +932,9 @@ CONSTANT = {"class_name": "__tensor__", "config": {"value": [[1.0, 2.0, 4.0]]}}
     ([layer_of("Rescaling", scale=1 / 127.5, offset=-1)], [127.5] * 3, [127.5] * 3),
     ([layer_of("Rescaling", scale=[0.5, 0.25, 0.125], offset=[1, 0, 0])], [-2, 0, 0], [2, 4, 8]),
     ([layer_of("TrueDivide", 4.0), layer_of("Subtract", CONSTANT), layer_of("Multiply", 2.0)], [4, 8, 16], [2] * 3),
-    ([layer_of("Divide", CONSTANT), layer_of("Add", 1)], [-1, -2, -4], [1, 2, 4])])
+    ([layer_of("Divide", CONSTANT), layer_of("Add", 1)], [-1, -2, -4], [1, 2, 4]),
+    ([layer_of("Multiply", dict(CONSTANT, class_name="__numpy__")), constant_first("Add", 3)], [-3, -1.5, -0.75],
+     [1, 0.5, 0.25])])
 def test_scaling_in_a_file_of_keras_is_followed(tmp_path, layers, mean, deviation):
     model = {"class_name": "Functional", "config": {"layers": layers + [
         {"class_name": "Sequential", "config": {"layers": [layer_of("Conv2D", activation="linear")]}}]}}
@@ -939,10 +947,16 @@ def test_scaling_in_a_file_of_keras_is_followed(tmp_path, layers, mean, deviatio
     [layer_of("Normalization")], [layer_of("Lambda")], [layer_of("GetItem", 1)], [layer_of("TrueDivide")],
     [layer_of("Add", {"class_name": "__keras_tensor__", "config": {}})], [layer_of("GlobalMaxPooling2D")],
     [layer_of("Conv2D"), layer_of("Rescaling", scale=2, offset=0)], [layer_of("Activation", activation="gelu")],
+    [layer_of("Conv2D", kernel_size=[7, 7], strides=[1, 1])], [layer_of("Conv2D", kernel_size=[7, 7], padding="same")],
+    [layer_of("Conv2D", kernel_size=[3, 3], dilation_rate=[2, 2])], [layer_of("Conv2D", activation="relu")],
+    [layer_of("MaxPooling2D", pool_size=[2, 2])], [layer_of("ReLU", max_value=6.0)], [constant_first("Subtract", 1.0)],
+    [layer_of("Activation", activation="linear")], [layer_of("Dense"), layer_of("Activation", activation="relu")],
+    [layer_of("BatchNormalization", axis=1, epsilon=1e-3)], [layer_of("AveragePooling2D", strides=[1, 1])],
     [{"class_name": "TFOpLambda", "config": {"name": "its_name"}, "inbound_nodes": [["input_1", 0, 0, {"y": 127.5}]]}]])
 def test_layers_that_cannot_be_followed_are_refused(tmp_path, layers):
     path = write_archive(tmp_path / "a.keras", keras_layers(tiny_weights()), {"config": {"layers": layers}})
-    refused(path, r"has the layer its_name \(%s\), which this program cannot follow: save" % layers[-1]["class_name"])
+    refused(path, r"has the layer its_name \(%s\), which as it is there this program cannot follow: save"
+            % layers[-1]["class_name"])
 
 
 def test_the_epsilon_of_a_file_of_keras_is_taken(tmp_path):
