@@ -116,15 +116,16 @@ def _prepare(source, data_dir, validation_size, mirrors=None):
     train, test = read_split(*paths[:2]), read_split(*paths[2:])
     contents = (train.images, train.labels.astype(np.uint8), test.images, test.labels.astype(np.uint8))
     _say_hidden(paths, contents)
-    found = [zlib.crc32(content) for content in contents]
-    foreign = [path for path, crc, own in zip(paths, found, CRC32) if crc != own]
-    for path, crc, own in zip(paths, found, CRC32):
+    foreign = []
+    for path, content, own in zip(paths, contents, CRC32):
+        crc = zlib.crc32(content)
         if source is not MNIST and crc in CRC32:
             raise DataError("%s is MNIST's: put the file of %s in its place, or set dataset=mnist"
                             % (path, source.title))
         if crc != own and crc in CRC32:
             raise DataError("%s has the content of MNIST's %s: give the files the names that belong to them"
                             % (path, list(FILES)[CRC32.index(crc)]))
+        foreign += [path] if crc != own else []
     if len(test.labels) > len(train.labels):
         say("%s has fewer images (%d) than %s (%d): if the files are exchanged, the test is of training images"
             % (paths[0], len(train.labels), paths[2], len(test.labels)))

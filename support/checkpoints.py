@@ -46,7 +46,7 @@ class Checkpoints:
         self._variables = {variable.op.name: variable for variable in tf.global_variables()}
         self.saver = saver_of(self._variables, save_relative_paths=True)
         self._savers = {}  # for checkpoints with other names, by these names
-        self._floating = [variable for variable in tf.global_variables() if variable.dtype.base_dtype.is_floating]
+        self._floating = [variable for variable in self._variables.values() if variable.dtype.base_dtype.is_floating]
 
     def save(self, session, step):
         """Saves the newest checkpoint, `dense.ckpt-<step>`."""

@@ -138,8 +138,7 @@ def has_black_border(dataset):
     return not dataset.startswith(("cifar", "folder"))
 
 
-def data_set(name, train, test, class_names, validation_size, checksum=None, validation=None,
-             keep_classes=False):
+def data_set(name, train, test, class_names, validation_size, checksum=None, validation=None, keep_classes=False):
     """Returns a DataSet whose validation split is taken from the training split, unless it is given.
 
     The choice of validation images is random but fixed. It does not depend on the run's seed.

@@ -227,7 +227,7 @@ def _network_of_weights(choose, config, run):
                         "from it" % weights.source)
     outputs = len(weights.values["linear/bias"])
     if outputs == 1 or not weights.exclusive:
-        raise UserError("the outputs of %s (%d) are not the probabilities of classes of which an image has one: leave "
+        raise UserError("the outputs of %s (%d) are not the probabilities of classes that exclude each other: leave "
                         "mode= out to train a classifier" % (weights.source, outputs))
     pretrained.with_class_names(weights, config.cache_dir)
     # One view of each image, as in published results.

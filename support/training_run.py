@@ -376,7 +376,8 @@ class TrainingRun:
     def save(self, sess, step):
         """Saves the newest checkpoint. Raises UserError if it or the logs cannot be written."""
         if self.cluster.is_chief:
-            if self._is_best:  # before the newest, which records it, and after the reports: resuming skips these
+            # After the reports, which a run that resumes from it would skip, and before the newest, which records it
+            if self._is_best:
                 self._checkpoints.save_best(sess, step)
                 self._is_best = False
             self._checkpoints.save(sess, step)

@@ -418,8 +418,8 @@ def _facts_of(model, path):
         if not _is_part(layer, before):
             scaled = None if "Conv2D" in before else _scaling(layer)
             if scaled is None:
-                raise UserError("%s has the layer %s (%s), which as it is there this program cannot follow: save the "
-                                "DenseNet alone, behind a Rescaling layer if its pixels are scaled"
+                raise UserError("%s: this program cannot follow the layer %s (%s) with its settings: save the DenseNet "
+                                "alone, behind a Rescaling layer if its pixels are scaled"
                                 % (path, config.get("name"), kind))
             factor, summand = factor * scaled[0], summand * scaled[0] + scaled[1]
         if kind == "BatchNormalization":
@@ -478,18 +478,14 @@ def _scaling(layer):
     else:  # an operation on a tensor and a constant, as in Keras 3's preprocess_input
         node = (layer.get("inbound_nodes") or [None])[0]
         operands = node.get("args", ()) if isinstance(node, dict) else ()
-        if kind in ("Add", "Multiply") and not _is_tensor(operands[:1]):
-            operands = operands[::-1]
-        if kind not in _OPERATIONS or len(operands) != 2 or not _is_tensor(operands[:1]) or _is_tensor(operands[1:]):
+        computed = [isinstance(one, dict) and one.get("class_name") == "__keras_tensor__" for one in operands]
+        if kind in ("Add", "Multiply") and computed == [False, True]:
+            operands, computed = operands[::-1], computed[::-1]
+        if kind not in _OPERATIONS or computed != [True, False]:
             return None
         constant = operands[1]["config"]["value"] if isinstance(operands[1], dict) else operands[1]
         factor, summand = _OPERATIONS[kind](np.array(constant, np.float64))
     return [np.broadcast_to(np.array(value, np.float64).reshape(-1), [3]) for value in (factor, summand)]
-
-
-def _is_tensor(operands):
-    """Whether the only one of some operands is what another layer computes."""
-    return [isinstance(one, dict) and one.get("class_name") == "__keras_tensor__" for one in operands] == [True]
 
 
 def _check(dataset, name, file):

@@ -955,7 +955,7 @@ def test_scaling_in_a_file_of_keras_is_followed(tmp_path, layers, mean, deviatio
     [{"class_name": "TFOpLambda", "config": {"name": "its_name"}, "inbound_nodes": [["input_1", 0, 0, {"y": 127.5}]]}]])
 def test_layers_that_cannot_be_followed_are_refused(tmp_path, layers):
     path = write_archive(tmp_path / "a.keras", keras_layers(tiny_weights()), {"config": {"layers": layers}})
-    refused(path, r"has the layer its_name \(%s\), which as it is there this program cannot follow: save"
+    refused(path, r": this program cannot follow the layer its_name \(%s\) with its settings: save the DenseNet alone"
             % layers[-1]["class_name"])
 
 
