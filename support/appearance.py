@@ -5,11 +5,13 @@ images are white on black, gets a confident wrong answer. What training saw is m
 """
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 MEASURED = 2000  # maximum number of training images, evenly spaced
 STROKE = 64  # grey levels by which a pixel differs from the background
 TOLERANCE = 0.05  # beyond the range of the training images
+SMALL = 64  # pixels, the longer side of an image in which a background is sought
+ROOM = 0.6  # share of an image's side up to which a character leaves enough paper around each of its strokes
 HANDWRITTEN = ("mnist", "digits", "kmnist", "emnist")  # the data sets' names begin so
 
 
@@ -26,8 +28,7 @@ def measures_of(image):
     offset: distance of the box's centre from the image's, as a share of the image's longer side.
     """
     grey = image.mean(2)
-    frame = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    background = float(np.median(frame))
+    background = float(np.median(_frame_of(grey)))
     rows, columns = np.nonzero(np.abs(grey - background) > STROKE)
     extent = offset = 0.0
     if len(rows):
@@ -37,6 +38,11 @@ def measures_of(image):
                           columns.min() + columns.max() + 1 - grey.shape[1]) / 2 / side
     return {"brightness": float(grey.mean() / 255), "background": background / 255,
             "contrast": float(np.ptp(grey) / 255), "extent": float(extent), "offset": float(offset)}
+
+
+def _frame_of(array):
+    """What an array [H, W, …] has in its outermost rows and columns."""
+    return np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])
 
 
 def appearance_of(images):
@@ -90,8 +96,8 @@ def differences(image, appearance, handwritten):
 def as_handwriting(image, side, appearance):
     """Makes an image of a handwritten character as MNIST's were made (LeCun et al. 1998, section III.A).
 
-    White on black, cropped to what is drawn, resized to the usual extent of the training images, and placed so that
-    the centre of mass is the image's centre.
+    White on black, without shadows on the paper, cropped to what is drawn, resized to the usual extent of the training
+    images, and placed so that the centre of mass is the image's centre.
 
     Args:
         image: an upright PIL image of any mode and size.
@@ -100,10 +106,9 @@ def as_handwriting(image, side, appearance):
     Returns:
         uint8 [side, side, 1].
     """
-    grey = _drawn(image)
-    frame = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    grey = np.abs(grey - np.median(frame))
-    rows, columns = np.nonzero(grey > max(STROKE / 2, grey.max() / 4))
+    grey = _grey_of(image)
+    grey = np.abs(grey - _background_of(grey))
+    rows, columns = _places_of(grey)
     if not len(rows):
         return np.zeros([side, side, 1], np.uint8)
     grey = grey[rows.min():rows.max() + 1, columns.min():columns.max() + 1] * (255 / grey.max())
@@ -121,7 +126,59 @@ def as_handwriting(image, side, appearance):
     return np.asarray(result)[..., None]
 
 
-def _drawn(image):
+def _places_of(strokes):
+    """(rows, columns) of what is drawn; `strokes`: differences from the background, [H, W]."""
+    return np.nonzero(strokes > max(STROKE / 2, strokes.max() / 4))
+
+
+def _background_of(grey):
+    """The grey levels of the paper, with the shadows on it: float64 [H, W], or a number where it is even.
+
+    Around a small character, that is the median of the neighbourhood, half of the image wide. Of a larger one, the
+    median would take strokes away: there it is a quadratic function of the place, if that fits the outermost pixels
+    better than a single number does (docs/tuning.md: Shadows on paper).
+    """
+    height, width = grey.shape
+    scale = min(1, SMALL / max(grey.shape))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = _resized(grey, size)
+    reach = max(1, min(size) // 4)
+    padded = Image.fromarray(np.pad(small, reach, "edge").round().astype(np.uint8))
+    median = np.asarray(padded.filter(ImageFilter.MedianFilter(2 * reach + 1)), np.float64)
+    median = median[reach:-reach, reach:-reach]
+    if all((np.ptp(places) + 1 if len(places) else 0) <= ROOM * side
+           for places, side in zip(_places_of(np.abs(small - median)), small.shape)):
+        return _resized(median, (width, height))
+    even, curved = np.median(_frame_of(small)), _quadratic_of(small)
+    fits = [np.mean(np.abs(_frame_of(small - background)) < STROKE / 8) for background in (even, curved)]
+    return _resized(curved, (width, height)) if fits[1] > fits[0] + 0.2 else even
+
+
+def _quadratic_of(grey):
+    """The quadratic function of row and column that has the least absolute deviations from the outermost pixels.
+
+    It is found by least squares, with weights from the deviations before (Schlossmacher 1973,
+    https://doi.org/10.1080/01621459.1973.10481459).
+    """
+    rows, columns = (np.linspace(-1, 1, length) for length in grey.shape)
+    rows, columns = np.meshgrid(rows, columns, indexing="ij")
+    terms = np.stack([np.ones_like(rows), rows, columns, rows ** 2, rows * columns, columns ** 2], -1)
+    outermost, levels = _frame_of(terms), _frame_of(grey)
+    deviations = levels - np.median(levels)
+    for _ in range(15):
+        weights = 1 / np.sqrt(np.maximum(np.abs(deviations), 1))
+        factors = np.linalg.lstsq(outermost * weights[:, None], levels * weights, rcond=None)[0]
+        deviations = levels - outermost @ factors
+    return terms @ factors
+
+
+def _resized(grey, size):
+    """Grey levels, resized to (width, height): float64 [height, width]."""
+    how = Image.BOX if size[0] < grey.shape[1] or size[1] < grey.shape[0] else Image.BICUBIC
+    return np.asarray(Image.fromarray(grey.astype(np.float32)).resize(size, how), np.float64)
+
+
+def _grey_of(image):
     """The grey pixels of a PIL image, float64 [H, W]; transparent ones on white, or on black if that shows more."""
     if image.mode not in ("L", "1", "RGB") and ("A" in image.mode or "a" in image.mode
                                                 or "transparency" in image.info):

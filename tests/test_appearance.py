@@ -1,5 +1,7 @@
 """Images that look unlike the training images are noticed; handwriting is made to look like MNIST's."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -77,6 +79,23 @@ def test_a_page_with_a_small_digit_becomes_white_on_black_centred_and_large(imag
     assert shown[4:24].any(1).all() and shown.sum() == 20 * 7  # 120 : 40 pixels are 20 : 7
     assert shown[4:24, 10:17].all() or shown[4:24, 11:18].all()  # 28 - 7 is odd
     assert differences(found, TRAINING, handwritten=True) == []
+
+
+@pytest.mark.parametrize("ink, paper", [(40, 220), (230, 130)])
+@pytest.mark.parametrize("size, shadow", [("small", "side"), ("small", "corners"), ("small", "edge"),
+                                          ("large", "side"), ("large", "corners")])
+def test_shadows_on_paper_are_taken_away(size, shadow, ink, paper):
+    page = np.full([300, 400], paper, np.float64)
+    top, left, side = (100, 60, 90) if size == "small" else (40, 90, 230)
+    width = side // 7
+    page[top:top + width, left:left + side] = page[top:top + side, left + side - width:left + side] = ink  # a 7
+    row, column = np.meshgrid(np.linspace(-1, 1, 300), np.linspace(-1, 1, 400), indexing="ij")
+    depth = {"side": (column + 1) / 2, "corners": (row ** 2 + column ** 2) / 2,
+             "edge": 1 / (1 + np.exp(-12 * (column - 0.3)))}[shadow]
+    shaded, even = (as_handwriting(Image.fromarray(array.round().astype(np.uint8)), 28, {}).astype(int)
+                    for array in (page * (1 - 0.4 * depth), page))
+    moved = [np.roll(shaded, move, (0, 1)) for move in itertools.product((-1, 0, 1), repeat=2)]  # the centre of mass is
+    assert max(((even > 100) == (image > 100)).mean() for image in moved) > 0.99
 
 
 def test_thin_strokes_become_as_bright_as_others():
