@@ -3,6 +3,7 @@
 A card of TensorBoard is about 300 pixels wide and scales pictures to its width: wider ones become illegible.
 """
 
+import functools
 import io
 import math
 import os
@@ -318,6 +319,7 @@ def _drawable(names, longest=LONGEST_NAME):
     return [name[:longest - len(number)] + number for name, number in zip(cut, numbers)]
 
 
+@functools.lru_cache(maxsize=10000)  # mostly numbers, drawn after every epoch; to measure one takes 0.5 ms
 def _text_size(text):
     left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), text)
     return math.ceil(right), math.ceil(bottom)
