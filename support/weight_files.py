@@ -7,6 +7,7 @@ unpickled, sizes are checked before anything is allocated, and all that is wrong
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import re
@@ -393,17 +394,28 @@ def _hdf5(path, archived=False):
         yield layers, model
 
 
-# The layers of which a DenseNet of Keras consists, Conv2D by their side, with the settings that they have there, and
-# those that do nothing but in training: {kind: {setting: its possible values}}
+# The layers of which a DenseNet of Keras consists, named as by _part_of, with the settings that they have there and the
+# layers that they read: {part: ({setting: its possible values}, parts)}
 _PARTS = {
-    "Conv2D7": dict(strides=[[2, 2]], padding=["valid"]), "Conv2D3": dict(strides=[[1, 1]], padding=["same"]),
-    "Conv2D1": dict(strides=[[1, 1]]), "BatchNormalization": dict(axis=[3, -1, [3], [-1]]),
-    "ReLU": dict(max_value=[None], negative_slope=[0, None], threshold=[0, None]),
-    "ZeroPadding2D": dict(padding=[[[3, 3], [3, 3]], [[1, 1], [1, 1]]]),
-    "MaxPooling2D": dict(pool_size=[[3, 3]], strides=[[2, 2]], padding=["valid"]),
-    "AveragePooling2D": dict(pool_size=[[2, 2]], strides=[[2, 2]], padding=["valid"]),
-    **dict.fromkeys(("InputLayer", "Activation", "Concatenate", "GlobalAveragePooling2D", "Dense", "Softmax", "Dropout",
-                     "SpatialDropout2D", "GaussianDropout", "GaussianNoise"), {})}
+    "padding of 3": (dict(padding=[[[3, 3], [3, 3]]]), {"images"}),
+    "7x7 convolution": (dict(strides=[[2, 2]], padding=["valid"]), {"padding of 3"}),
+    "padding of 1": (dict(padding=[[[1, 1], [1, 1]]]), {"ReLU"}),
+    "MaxPooling2D": (dict(pool_size=[[3, 3]], strides=[[2, 2]], padding=["valid"]), {"padding of 1"}),
+    "BatchNormalization": (dict(axis=[3, -1, [3], [-1]]), {"7x7 convolution", "MaxPooling2D", "1x1 convolution",
+                                                           "Concatenate", "AveragePooling2D"}),
+    "ReLU": (dict(activation=["relu"], max_value=[None], negative_slope=[0, None], threshold=[0, None]),
+             {"BatchNormalization"}),
+    "1x1 convolution": (dict(strides=[[1, 1]]), {"ReLU"}),
+    "3x3 convolution": (dict(strides=[[1, 1]], padding=["same"]), {"ReLU"}),
+    "Concatenate": ({}, {"MaxPooling2D", "AveragePooling2D", "Concatenate", "3x3 convolution"}),
+    "AveragePooling2D": (dict(pool_size=[[2, 2]], strides=[[2, 2]], padding=["valid"]), {"1x1 convolution"}),
+    "GlobalAveragePooling2D": ({}, {"ReLU"}),
+    "Dense": ({}, {"GlobalAveragePooling2D"}),
+    "Softmax": (dict(activation=["softmax", "linear"]), {"Dense"})}
+_CONVOLUTION = dict(activation=["linear"], dilation_rate=[[1, 1]], groups=[1])
+# Layers that do nothing, but in training, and those whose names begin with Random
+_IDLE = ("InputLayer", "Dropout", "SpatialDropout2D", "GaussianDropout", "GaussianNoise")
+_IMAGES = ("images", 0)  # what stands for them among the layers that a layer reads
 
 
 def _facts_of(model, path):
@@ -412,21 +424,25 @@ def _facts_of(model, path):
     Raises:
         UserError: a layer does something else than those of a DenseNet, and than scaling pixels before them.
     """
-    factor, summand, epsilons, exclusive, before = np.ones(3), np.zeros(3), set(), True, set()
-    for layer in _described_layers(model):
+    factor, summand, epsilons, exclusive = np.ones(3), np.zeros(3), set(), True
+    for layer, part, sources in _layers_with_sources(model, [_IMAGES], itertools.count(1)) if model else ():
         kind, config = layer["class_name"], layer["config"]
-        if not _is_part(layer, before):
-            scaled = None if "Conv2D" in before else _scaling(layer)
-            if scaled is None:
-                raise UserError("%s: this program cannot follow the layer %s (%s) with its settings: save the DenseNet "
-                                "alone, behind a Rescaling layer if its pixels are scaled"
-                                % (path, config.get("name"), kind))
+        if kind in _IDLE or kind.startswith("Random"):
+            continue
+        scaled = _scaling(layer) if sources == [_IMAGES] else None
+        if scaled is not None:
             factor, summand = factor * scaled[0], summand * scaled[0] + scaled[1]
-        if kind == "BatchNormalization":
+        elif not _has_settings(config, part):
+            raise UserError("%s: this program cannot follow the layer %s (%s) with its settings: save the DenseNet "
+                            "alone, behind a Rescaling layer if its pixels are scaled"
+                            % (path, config.get("name"), kind))
+        elif not _has_sources(part, sources):
+            raise UserError("%s does not fit any DenseNet: the layer %s (%s) reads %s" % (
+                path, config.get("name"), kind, ", ".join(source for source, _ in sources)))
+        if part == "BatchNormalization":
             epsilons.add(float(config["epsilon"]))
-        if kind == "Dense":
+        if part == "Dense":
             exclusive = config.get("activation", "linear") in ("softmax", "linear")
-        before.add(kind)
     if len(epsilons) > 1:
         raise UserError("%s has batch normalizations with different ε (%s): save it with one ε"
                         % (path, ", ".join("%g" % epsilon for epsilon in sorted(epsilons))))
@@ -438,31 +454,70 @@ def _facts_of(model, path):
     return Facts(epsilons.pop() if epsilons else KERAS_EPSILON, scale, exclusive)
 
 
-def _is_part(layer, before):
-    """Whether a layer, by its description, is one as a DenseNet has it, or does nothing but in training.
+def _layers_with_sources(layer, sources, numbers):
+    """Yields (description, part, sources) of a layer, or of those of a model and of the models in it, in their order.
 
-    `before`: the kinds of the layers before it.
+    Args:
+        layer: its description.
+        sources: the layers that it reads, [(part, number)]; those that are no _PARTS are passed over.
+        numbers: an iterator, for the numbers of its layers.
+    Returns:
+        what stands for it among the sources of the next layer.
     """
-    kind, config = layer["class_name"], layer["config"]
-    wanted = {"activation": ["softmax", "linear"] if "Dense" in before else ["relu"]} if kind == "Activation" else {}
-    if kind == "Conv2D":
-        kind += "%d" % max(config.get("kernel_size", [7]))
-        wanted = dict(activation=["linear"], dilation_rate=[[1, 1]], groups=[1])
-    if kind not in _PARTS:
-        return kind.startswith("Random")
-    return all(config.get(name, values[0]) in values for name, values in dict(_PARTS[kind], **wanted).items())
-
-
-def _described_layers(model):
-    """Yields the descriptions of the layers of a model and of the models in it, in their order."""
-    if not model:
-        return
-    inner = model["config"].get("layers") if isinstance(model["config"], dict) else model["config"]
+    config = layer["config"]
+    inner = config.get("layers") if isinstance(config, dict) else config
     if inner is None:
-        yield model
-        return
-    for layer in inner:
-        yield from _described_layers(layer)
+        part = _part_of(layer, sources)
+        yield layer, part, sources
+        return [(part, next(numbers))] if part in _PARTS else sources
+    outputs, last = {}, sources
+    for each in inner:
+        names = list(_tensors_in(each.get("inbound_nodes")))  # of a Sequential, layers have none
+        # What a layer reads that is used more than once can come behind it.
+        read = [source for name in names for source in outputs.get(name, ())] if names else last
+        last = yield from _layers_with_sources(each, read, numbers)
+        outputs[each.get("name")] = last
+    names = list(_tensors_in(config.get("output_layers"))) if isinstance(config, dict) else []
+    return [source for name in names for source in outputs[name]] if names else last
+
+
+def _tensors_in(description):
+    """Yields the names of the layers whose outputs a part of a description has: {"keras_history": [name, …], …} in
+    Keras 3, [name, 0, 0, …] in Keras 2."""
+    if isinstance(description, dict) and "keras_history" in description:
+        yield description["keras_history"][0]
+    elif isinstance(description, list) and len(description) > 2 and isinstance(description[0], str):
+        yield description[0]
+    elif isinstance(description, (dict, list)):
+        for each in description.values() if isinstance(description, dict) else description:
+            yield from _tensors_in(each)
+
+
+def _part_of(layer, sources):
+    """The name of a layer in _PARTS, if it is there."""
+    kind, config = layer["class_name"], layer["config"]
+    if kind == "Conv2D":
+        return "%dx%d convolution" % tuple(config["kernel_size"])
+    if kind == "ZeroPadding2D":
+        return "padding of %d" % config["padding"][0][0]
+    if kind == "Activation":
+        return "Softmax" if [source for source, _ in sources] == ["Dense"] else "ReLU"
+    return kind
+
+
+def _has_settings(config, part):
+    """Whether a layer has the settings of such a part of a DenseNet."""
+    wanted = dict(_PARTS[part][0], **_CONVOLUTION if "convolution" in part else {}) if part in _PARTS else {}
+    return part in _PARTS and all(config.get(name, values[0]) in values for name, values in wanted.items())
+
+
+def _has_sources(part, sources):
+    """Whether a part of a DenseNet reads these layers there; what a layer adds comes behind what it reads."""
+    added = sources[1:]
+    if part == "Concatenate" and (sources[0][0] == "3x3 convolution" or added != sorted(added) or
+                                  {source for source, _ in added} != {"3x3 convolution"}):
+        return False
+    return {source for source, _ in sources} <= _PARTS[part][1]
 
 
 _OPERATIONS = {"Add": lambda constant: (1, constant), "Subtract": lambda constant: (1, -constant),

@@ -925,6 +925,9 @@ def constant_first(kind, constant):
 
 
 CONSTANT = {"class_name": "__tensor__", "config": {"value": [[1.0, 2.0, 4.0]]}}
+STEM = [layer_of("ZeroPadding2D", padding=[[3, 3], [3, 3]]), layer_of("Conv2D", kernel_size=[7, 7], strides=[2, 2])]
+POOLING = [layer_of("ReLU"), layer_of("ZeroPadding2D", padding=[[1, 1], [1, 1]]),
+           layer_of("MaxPooling2D", pool_size=[3, 3], strides=[2, 2], padding="valid")]
 
 
 @pytest.mark.parametrize("layers, mean, deviation", [
@@ -937,7 +940,7 @@ CONSTANT = {"class_name": "__tensor__", "config": {"value": [[1.0, 2.0, 4.0]]}}
      [1, 0.5, 0.25])])
 def test_scaling_in_a_file_of_keras_is_followed(tmp_path, layers, mean, deviation):
     model = {"class_name": "Functional", "config": {"layers": layers + [
-        {"class_name": "Sequential", "config": {"layers": [layer_of("Conv2D", activation="linear")]}}]}}
+        {"class_name": "Sequential", "config": {"name": "inner", "layers": STEM}}]}}
     start = pretrained.look_up(write_archive(tmp_path / "a.keras", keras_layers(tiny_weights()), model), "model")
     np.testing.assert_allclose(start.mean, pretrained.IMAGENET_MEAN if mean is None else mean, rtol=1e-6)
     np.testing.assert_allclose(start.deviation, pretrained.IMAGENET_DEVIATION if mean is None else deviation, rtol=1e-6)
@@ -946,11 +949,12 @@ def test_scaling_in_a_file_of_keras_is_followed(tmp_path, layers, mean, deviatio
 @pytest.mark.parametrize("layers", [
     [layer_of("Normalization")], [layer_of("Lambda")], [layer_of("GetItem", 1)], [layer_of("TrueDivide")],
     [layer_of("Add", {"class_name": "__keras_tensor__", "config": {}})], [layer_of("GlobalMaxPooling2D")],
-    [layer_of("Conv2D"), layer_of("Rescaling", scale=2, offset=0)], [layer_of("Activation", activation="gelu")],
+    STEM + [layer_of("Rescaling", scale=2, offset=0)], [layer_of("Activation", activation="gelu")],
     [layer_of("Conv2D", kernel_size=[7, 7], strides=[1, 1])], [layer_of("Conv2D", kernel_size=[7, 7], padding="same")],
-    [layer_of("Conv2D", kernel_size=[3, 3], dilation_rate=[2, 2])], [layer_of("Conv2D", activation="relu")],
+    [layer_of("Conv2D", kernel_size=[3, 3], dilation_rate=[2, 2])], STEM[:1] + [layer_of(
+        "Conv2D", kernel_size=[7, 7], strides=[2, 2], activation="relu")],
     [layer_of("MaxPooling2D", pool_size=[2, 2])], [layer_of("ReLU", max_value=6.0)], [constant_first("Subtract", 1.0)],
-    [layer_of("Activation", activation="linear")], [layer_of("Dense"), layer_of("Activation", activation="relu")],
+    [layer_of("Activation", activation="linear")],
     [layer_of("BatchNormalization", axis=1, epsilon=1e-3)], [layer_of("AveragePooling2D", strides=[1, 1])],
     [{"class_name": "TFOpLambda", "config": {"name": "its_name"}, "inbound_nodes": [["input_1", 0, 0, {"y": 127.5}]]}]])
 def test_layers_that_cannot_be_followed_are_refused(tmp_path, layers):
@@ -961,11 +965,72 @@ def test_layers_that_cannot_be_followed_are_refused(tmp_path, layers):
 
 def test_the_epsilon_of_a_file_of_keras_is_taken(tmp_path):
     def path_with(*epsilons):
-        model = {"config": {"layers": [layer_of("BatchNormalization", epsilon=epsilon) for epsilon in epsilons]}}
+        first, second = (layer_of("BatchNormalization", epsilon=epsilon) for epsilon in epsilons)
+        model = {"config": {"layers": STEM + [first] + POOLING + [second]}}
         return write_archive(tmp_path / "a.keras", keras_layers(tiny_weights()), model)
 
     assert pretrained.look_up(path_with(1e-3, 1e-3), "model").settings["norm_epsilon"] == 1e-3
     refused(path_with(1e-3, 1.001e-5), "has batch normalizations with different ε")
+
+
+def own_keras_model(keras, order=(0, 1), relu=True, pool=True, classifier=("softmax",), shared=False):
+    """A DenseNet written with Keras' layers: two blocks of two layers, whose inputs are concatenated all at once.
+
+    Args:
+        order: the places of a block's input and of what its first layer adds, in the second concatenation.
+        relu: whether the features are rectified before they are averaged.
+        pool: whether the transition pools.
+        classifier: the activations behind the classifier, each a layer of its own.
+        shared: whether one layer rectifies in all places.
+    """
+    layers = keras.layers
+    rectifier = layers.ReLU()
+
+    def rectified(x):
+        return (rectifier if shared else layers.ReLU())(x)
+
+    def convolution(x, filters, side, **options):
+        x = rectified(layers.BatchNormalization(epsilon=1e-3)(x))
+        return layers.Conv2D(filters, side, use_bias=False, **options)(x)
+
+    x = images = keras.Input((64, 64, 3))
+    x = layers.Conv2D(8, 7, strides=2, use_bias=False)(layers.ZeroPadding2D(3)(x))
+    x = rectified(layers.BatchNormalization(epsilon=1e-3)(x))
+    x = layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(1)(x))
+    for block in range(2):
+        found = [x]
+        for place in [[0], order]:
+            x = layers.Concatenate()([found[one] for one in place]) if len(found) > 1 else x
+            found.append(convolution(layers.Dropout(0.1)(convolution(x, 16, 1)), 4, 3, padding="same"))
+        x = layers.Concatenate()(found)
+        if block == 0:
+            x = convolution(x, 8, 1)
+            x = layers.AveragePooling2D(2)(x) if pool else x
+    x = layers.BatchNormalization(epsilon=1e-3)(x)
+    x = layers.Dense(5)(layers.GlobalAveragePooling2D()(rectified(x) if relu else x))
+    for activation in classifier:
+        x = layers.Activation(activation)(x)
+    return keras.Model(images, x)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("changes, layer", [
+    (dict(), None), (dict(shared=True), None), (dict(order=(1, 0)), "Concatenate"),
+    (dict(relu=False), "GlobalAveragePooling2D"), (dict(pool=False), "Concatenate"),
+    (dict(classifier=("softmax", "softmax")), "Activation"), (dict(classifier=("relu",)), "Activation")])
+def test_keras_models_are_followed_or_refused(tmp_path, changes, layer):
+    keras = pytest.importorskip("keras", "3", reason="Keras 3 is not in this environment")
+    model = own_keras_model(keras, **changes)
+    draw(model, np.random.RandomState(0))
+    images = np.random.RandomState(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    for path in (str(tmp_path / "a.keras"), str(tmp_path / "a.h5")):
+        model.save(path)
+        if layer:
+            refused(path, r"the layer \S+ \(%s\)" % layer)
+        else:
+            logits = logits_with(path, images, 5)
+            np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(1, keepdims=True),
+                                       model.predict(images, verbose=0), rtol=1e-4)
 
 
 @pytest.mark.campaign
