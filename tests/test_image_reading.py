@@ -113,9 +113,10 @@ def test_signed_and_large_integers_go_from_minimum_to_maximum(tmp_path, low, hig
     np.testing.assert_array_equal(grey_of(path, pixel_range), expected.astype(int))
 
 
-@pytest.mark.parametrize("kind,low,high", [("uint16", 0, 4095), ("int32", -5, 90), ("float32", 0, 1),
-                                           ("uint8", 0, 255)])
-def test_the_documented_way_to_prepare_images_reads_the_same(tmp_path, kind, low, high):
+@pytest.mark.parametrize("kind,low,high,white_is_zero", [
+    ("uint16", 0, 4095, False), ("int32", -5, 90, False), ("float32", 0, 1, False), ("uint8", 0, 255, False),
+    ("uint16", 0, 4095, True), ("uint8", 0, 255, True)])
+def test_the_documented_way_to_prepare_images_reads_the_same(tmp_path, kind, low, high, white_is_zero):
     """`prepare.py` in docs/deployment.md, which is for those who do not have this project."""
     with open(os.path.join(ROOT, "docs", "deployment.md"), encoding="utf-8") as page:
         (code,) = re.findall(r"^```python prepare.py\n(.*?)^```$", page.read(), re.MULTILINE | re.DOTALL)
@@ -125,6 +126,8 @@ def test_the_documented_way_to_prepare_images_reads_the_same(tmp_path, kind, low
     if kind == "float32":
         values[0, :3] = np.nan, np.inf, -np.inf
     path = saved(tmp_path / "a", values, kind)
+    if white_is_zero:
+        path = tiff(tmp_path / "b.tif", values.astype(kind), white_is_zero)
     pixel_range, _ = range_of([path])
     with open(str(tmp_path / "model.json"), "w") as file:
         json.dump({"mode": "L", "resize": 16, "crop": [0, 0, 16, 16], "size": 16, "channels": 1,
