@@ -17,7 +17,7 @@ import numpy as np
 from support import say
 from support.data import Split, data_set
 from support.download import Unavailable, fetch_all
-from support.file_reading import DataError, find, key, listing, read_bytes, shortened, similar, subfolders
+from support.file_reading import MOVE_AWAY, DataError, find, key, listing, read_bytes, shortened, similar, subfolders
 
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -298,7 +298,7 @@ def _check_magic(path, magic, expected, content):
         return
     others = {IMAGES_MAGIC: "images", LABELS_MAGIC: "labels"}
     found = "holds %s" % others[magic] if magic in others else "is not an IDX file of unsigned bytes"
-    raise DataError("%s %s, where %s belong: move it away, and the right file is sought again" % (path, found, content))
+    raise DataError("%s %s, where %s belong: %s" % (path, found, content, MOVE_AWAY))
 
 
 DATASETS = dict({"mnist": prepare_data, "digits": prepare_digits}, **RELATED)  # {name: function that returns a DataSet}

@@ -97,13 +97,18 @@ def repeated(data, digests):
 
 
 def say_repeated(data):
-    """Says how many images of the other splits are training images, too, and how many are in more than one class."""
+    """Says how many images are in several splits, and how many are in more than one class."""
     figures = {"validation": "loss and accuracy there are better than they would be without them",
                "test": "the accuracy is too high by them"}
     for split, count in repeated(data, data.digests["train"]).items():
         if count:
             say("%d of the %d %s images are also training images: %s"
                 % (count, len(data.digests[split]), split, figures[split]))
+    chosen_by = np.isin(data.digests["test"], data.digests["validation"])
+    count = np.count_nonzero(chosen_by & ~np.isin(data.digests["test"], data.digests["train"]))
+    if count:
+        say("%d of the %d test images are also validation images, by which the best weights are chosen: %s"
+            % (count, len(data.digests["test"]), figures["test"]))
     digests = np.concatenate([data.digests[split] for split in SPLITS])
     labels = np.concatenate([getattr(data, split).labels for split in SPLITS])
     different, image = np.unique(digests, return_inverse=True)

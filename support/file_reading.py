@@ -16,6 +16,9 @@ GZIP_MAGIC = b"\x1f\x8b"
 MOST_DEFLATE_GAINS = 1032  # maximum ratio of decompressed to compressed size in the deflate format
 
 
+MOVE_AWAY = "move it away, and the right file is sought again"
+
+
 class DataError(UserError):
     """A file or folder of a data set is missing, damaged, or does not have the expected content."""
 
@@ -129,19 +132,20 @@ def read_bytes(path, header_size, size_from_header):
         with opener(path, "rb") as file:
             header = file.read(header_size)
             if len(header) < header_size:
-                raise DataError("%s is truncated: its header is incomplete" % path)
+                raise DataError("%s is truncated, its header is incomplete: %s" % (path, MOVE_AWAY))
             size = size_from_header(header)
             limit = os.path.getsize(path) * (MOST_DEFLATE_GAINS if opener is gzip.open else 1)
             if size > limit:  # checked before memory is allocated
-                raise DataError("%s should hold %d bytes, more than a file of its size can" % (path, size))
+                raise DataError("%s should hold %d bytes, more than a file of its size can: %s"
+                                % (path, size, MOVE_AWAY))
             content = header + file.read(size - header_size + 1)
     except OSError as error:
         raise DataError("%s cannot be read (%s)" % (path, error.strerror or error)) from None
     except (EOFError, zlib.error) as error:
-        raise DataError("%s is damaged (%s)" % (path, error)) from None
+        raise DataError("%s is damaged (%s): %s" % (path, error, MOVE_AWAY)) from None
     if len(content) != size:
-        raise DataError("%s is %s than the %d bytes it should hold"
-                        % (path, "shorter" if len(content) < size else "longer", size))
+        raise DataError("%s is %s than the %d bytes it should hold: %s"
+                        % (path, "shorter" if len(content) < size else "longer", size, MOVE_AWAY))
     return content
 
 
@@ -172,7 +176,7 @@ def read_members(path, sizes):
     except _TooLong:
         raise DataError("%s unpacks to far more than it should: it is not the archive its name says" % path) from None
     except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, RecursionError) as error:
-        raise DataError("%s cannot be read, or is damaged (%s)" % (path, error)) from None
+        raise DataError("%s cannot be read, or is damaged (%s): %s" % (path, error, MOVE_AWAY)) from None
     missing = sorted(set(sizes) - set(found))
     if missing:
         raise DataError("%s is not the archive its name says: it has no member %s" % (path, missing[0]))

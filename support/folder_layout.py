@@ -17,6 +17,7 @@ from PIL import Image
 
 from support.file_reading import DataError, composed, printable, shortened
 from support.pictures import is_heat_map
+from support.run_directory import is_file_of_answers
 
 IGNORED = ("Thumbs.db", "desktop.ini")
 NEVER_DATA = ("__MACOSX", "__pycache__", "node_modules", "lost+found", "$RECYCLE.BIN", "System Volume Information")
@@ -160,7 +161,8 @@ class _Tree:
                 if not self._is_never_data(entry.name, entry.path):
                     folders.append(entry.name)
             elif os.path.isfile(entry.path) or not os.path.exists(entry.path) if linked else entry.is_file():
-                if entry.name not in IGNORED and not entry.name.endswith(".lock") and not _is_heat_map(entry.path):
+                if not (entry.name in IGNORED or entry.name.endswith(".lock") or _is_heat_map(entry.path)
+                        or entry.name.endswith(".json") and is_file_of_answers(entry.path)):
                     files.append(entry.name)
         return folders, files
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import glob
 import hashlib
 import itertools
 import os
@@ -27,6 +28,7 @@ CHANNELS = 3
 CACHE_VERSION = 4  # of the content of the cache. A cache of another version is not used
 TEST_SHARE = 1 / 6  # of each class's images, if there is no test folder
 SAMPLE = 4096  # bytes of a file
+LOCK, NEW = ".lock", ".new"  # how the names of a cache's lock and of an incomplete cache end
 LISTED = 10  # maximum number of unreadable files that the terminal lists
 CROP_MARGIN = 8 / 7  # for random crops, images are stored larger than image_size by this factor, 256/224
 SUMMARIES = {ORIENTATION_UNKNOWN: "files with unreadable EXIF data, whose orientation is unknown: %d",
@@ -149,8 +151,9 @@ def _cache(files, side, data_dir, cache_dir, pixel_range, truncated):
     try:
         os.makedirs(cache_dir, exist_ok=True)
         if not os.path.isdir(cache):
-            with _locked(cache + ".lock"):
+            with _locked(cache + LOCK):
                 if not os.path.isdir(cache):
+                    _remove_halves(cache.rpartition("-")[0])
                     _decode(files, side, data_dir, cache, pixel_range, truncated)
     except OSError as error:
         raise UserError("cannot write the decoded images to %s (%s): make room there, or set cache_dir to another "
@@ -290,15 +293,16 @@ def random_boxes(count, crop_area, random):
 
     Args:
         count: number of boxes.
-        crop_area: the smallest share of an image's area that a box covers. The aspect ratio is from 3/4 to 4/3.
+        crop_area: the smallest share of an image's area that a box covers. The aspect ratio is from 3/4 to 4/3, nearer
+            to 1 where a box of the area would not fit into the image.
         random: a RandomState.
     Returns:
         the boxes, float32 [count, 4]; see `Images.crops`.
     """
     area, log_ratio, left, top = random.uniform(0.0, 1.0, (4, count))
     area = crop_area + (1 - crop_area) * area
-    ratio = np.exp(np.log(4 / 3) * (2 * log_ratio - 1))
-    width, height = np.minimum(1, np.sqrt(area * ratio)), np.minimum(1, np.sqrt(area / ratio))
+    ratio = np.clip(np.exp(np.log(4 / 3) * (2 * log_ratio - 1)), area, 1 / area)
+    width, height = np.minimum(1, np.sqrt(area * ratio)), np.minimum(1, np.sqrt(area / ratio))  # 1: by rounding
     left, top = left * (1 - width), top * (1 - height)
     return np.stack([left, top, left + width, top + height], 1).astype(np.float32)
 
@@ -331,12 +335,29 @@ def _facts(paths):
     return [(its if common[its[:2]] > 1 else its[:2]) + samples.get(path, ()) for path, its in zip(paths, found)]
 
 
+def _remove_halves(base):
+    """Removes what killed processes have decoded into other caches, whose paths begin with `base` and a hyphen."""
+    for half in glob.glob(glob.escape(base) + "-*" + NEW) if fcntl is not None else ():
+        with contextlib.suppress(BlockingIOError), open(half[:-len(NEW)] + LOCK, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no other process decodes it
+            shutil.rmtree(half)
+
+
 def _decode(files, side, data_dir, cache, pixel_range, truncated):
     """Decodes the files into a new cache. The cache gets its name only when it is complete."""
     say("decoding %d files of %s into %s" % (len(files), data_dir, cache))
-    new = cache + ".new"
+    new = cache + NEW
     shutil.rmtree(new, ignore_errors=True)  # left over by a killed process
     os.makedirs(new)
+    try:
+        _decode_into(new, files, side, data_dir, pixel_range, truncated)
+        os.replace(new, cache)
+    except BaseException:  # such as a full disk, or Ctrl-C
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _decode_into(new, files, side, data_dir, pixel_range, truncated):
     pixel_range, notes = range_of([path for path, _, _ in files], truncated, pixel_range)
     kept, digests, skipped, uncertain, checksum = [], [], [], [], 0
     with open(os.path.join(new, "pixels"), "wb") as output:
@@ -358,7 +379,6 @@ def _decode(files, side, data_dir, cache, pixel_range, truncated):
     np.savez(os.path.join(new, "index.npz"), labels=np.array(labels, np.int64), splits=np.array(splits, np.int8),
              digests=np.frombuffer(b"".join(digests), "<u8"), pixel_range=np.array(pixel_range or (), np.float64),
              skipped=np.array(skipped, str), notes=np.array(notes, str), checksum=checksum, pillow=PIL.__version__)
-    os.replace(new, cache)
 
 
 def _decoded(files, side, pixel_range, truncated):
@@ -381,11 +401,15 @@ def _decoded(files, side, pixel_range, truncated):
 
 @contextlib.contextmanager
 def _locked(path):
-    """A context that only one process at a time can enter. Other processes wait."""
+    """A context that only one process at a time can enter. Other processes say that they wait, and wait."""
     with open(path, "a") as file:
         try:
             if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    say("waiting for another process, which decodes these images and has locked %s" % path)
+                    fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:  # some network file systems do not support locks
             raise UserError("%s cannot be locked (%s): set cache_dir to a folder on a disk of this machine"
                             % (path, error.strerror)) from None

@@ -65,6 +65,8 @@ def predict(choose, inference, arguments=(), **overrides):
                 say("%s keeps the answers that it had before" % config.json)
             elif config.json and answers:  # else an earlier file's are kept
                 write_json(config.json, answers, "json")
+                if not complete:
+                    say("%s has the first %d answers" % (config.json, len(answers)))
     reading.advise()
     if heat_maps:
         heat_maps.conclude()

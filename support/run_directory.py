@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+import zipfile
 
 import numpy as np
 
@@ -128,6 +129,9 @@ class RunDirectory:
         if before is None:
             raise UserError("%s has checkpoints but no readable settings.json, so they cannot be told to fit: "
                             "put it back, or set run_name to another name" % self.path)
+        if "class_names" in self.settings.get("data", {}) and "class_names" not in (before.get("data") or {}):
+            raise UserError("%s was trained by an earlier version, which did not save what this needs: train it again, "
+                            "under another run_name" % self.path)
         settings, data = _differences(before, self.settings)
         if settings:
             raise UserError("%s holds a run with other settings (%s): give those and run_name=%s to go on with it, or "
@@ -148,7 +152,7 @@ class RunDirectory:
 
     def _cannot_write(self, error):
         return UserError("cannot write the run directory %s (%s): set model_dir to a folder that can be written"
-                         % (self.path, error.strerror))
+                         % (error.filename or self.path, error.strerror))
 
     def read_json(self, name):
         """Returns the object in a JSON file of the directory, or None if the file is missing or damaged."""
@@ -169,13 +173,14 @@ class RunDirectory:
         try:
             replace_file(path, lambda file: np.save(file, array))
         except OSError as error:
-            raise UserError("cannot write %s (%s): make room there" % (path, error.strerror)) from None
+            raise UserError("cannot write %s (%s): make room there"
+                            % (path, error.strerror or error)) from None  # NumPy's errors have no strerror
 
     def seen_images(self):
         """Returns the digests of the images that the run was trained on or chosen by, uint64 [N]; None: unknown."""
         try:
             return np.load(os.path.join(self.path, SEEN_IMAGES))
-        except (OSError, ValueError):
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile):
             return None
 
     def has_seen(self, data):
@@ -225,6 +230,15 @@ def write_json(path, content, setting):
             replace_file(path, lambda file: file.write(text))
     except OSError as error:
         raise _cannot_write_file(path, error, setting) from None
+
+
+def is_file_of_answers(path):
+    """Whether a file begins as those do that mode=predict writes its answers to (json=)."""
+    try:
+        with open(path, "rb") as file:
+            return re.match(rb'\[\s*\{\s*"classes": \[', file.read(100)) is not None
+    except OSError:
+        return False
 
 
 def check_writable(path, setting):
@@ -280,7 +294,10 @@ def _differences(before, now):
     of_data = []
     if data[0] == data[1] or None not in data and same_data(*data):
         return differing, of_data
-    for name in sorted(set().union(*filter(None, data)) - {"crc32", "white_is_zero"}):  # which tell nobody anything
+    left_out = {"crc32", "white_is_zero"}  # which tell nobody anything
+    if None not in data and all("skipped" in facts for facts in data):
+        left_out.add("skipped")  # see same_data
+    for name in sorted(set().union(*filter(None, data)) - left_out):
         values = [_shown((facts or {}).get(name, "not recorded")) for facts in data]
         if values[0] != values[1]:
             of_data.append("%s: %s, now %s" % (FACTS.get(name, name), *values))

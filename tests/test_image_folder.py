@@ -1,6 +1,7 @@
 """Image folders: decoding, caching, cropping and training."""
 
 import errno
+import fcntl
 import glob
 import hashlib
 import os
@@ -261,6 +262,7 @@ def test_an_incomplete_cache_of_a_killed_process_is_replaced(shapes, folder, mon
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", killed)
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process removes nothing
         with pytest.raises(KeyboardInterrupt):
             image_folder.prepare_data(shapes, 20, 8)
     (left,) = glob.glob("cache/*.new")
@@ -396,6 +398,48 @@ def test_the_same_images_keep_their_checksum(tmp_path, folder):
         "train": 6, "validation": 0, "test": 4, "crc32": crc, "image_shape": [8, 8, 3], "class_names": ["a", "b"]}
 
 
+def test_test_images_by_which_weights_are_chosen_are_counted(tmp_path, folder, capsys):
+    place = three_splits(tmp_path / "in")
+    names = sorted(os.listdir(place + "/validation/a"))
+    shutil.copy(place + "/validation/a/" + names[0], place + "/test/a/copy.png")
+    shutil.copy(place + "/train/a/03.png", place + "/test/a/another.png")  # counted as a training image alone
+    shutil.copy(place + "/train/a/03.png", place + "/validation/a/another.png")
+    say_repeated(image_folder.prepare_data(place, 0, 8))
+    output = capsys.readouterr().out
+    assert "1 of the 6 test images are also training images: the accuracy is too high by them" in output
+    assert "1 of the 6 test images are also validation images, by which the best weights are chosen: the" in output
+
+
+def test_a_process_that_waits_for_the_cache_says_so(shapes, folder, monkeypatch):
+    image_folder.prepare_data(shapes, 20, 8)
+    (lock,) = glob.glob("cache/*.lock")
+    shutil.rmtree(lock[:-len(".lock")])
+    said = []
+    with open(lock) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        monkeypatch.setattr(image_folder, "say", lambda line: (said.append(line), fcntl.flock(held, fcntl.LOCK_UN)))
+        image_folder.prepare_data(shapes, 20, 8)
+    assert said[0] == "waiting for another process, which decodes these images and has locked " + lock
+
+
+def test_incomplete_caches_are_removed(shapes, folder, monkeypatch):
+    """At once after an error, and by the next process after a kill, unless another process still decodes them."""
+    def failing(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="No space left on device"):
+        patched.setattr(image_folder, "_decode_into", failing)
+        image_folder.prepare_data(shapes, 20, 8)
+    assert glob.glob("cache/*.new") == []
+    base = glob.glob("cache/*.lock")[0].rpartition("-")[0]
+    for name in ("killed", "busy"):
+        os.makedirs("%s-%s.new" % (base, name))
+    with open(base + "-busy.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        image_folder.prepare_data(shapes, 20, 8)
+    assert glob.glob("cache/*.new") == [base + "-busy.new"]
+
+
 def test_test_images_that_are_training_images_are_counted(tmp_path, folder, capsys):
     place = three_splits(tmp_path / "in")
     data = image_folder.prepare_data(place, 0, 8)
@@ -516,6 +560,14 @@ def test_a_cache_that_cannot_be_written_is_refused(shapes, folder):
         pass
     with pytest.raises(UserError, match="set cache_dir to another folder"):
         image_folder.prepare_data(shapes, 20, 32, cache_dir="file")
+
+
+@pytest.mark.parametrize("crop_area", [0.08, 0.5, 0.9, 0.99])
+def test_random_boxes_cover_at_least_the_share_that_is_asked_for(crop_area):
+    boxes = image_folder.random_boxes(5000, crop_area, np.random.RandomState(0)).astype(np.float64)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    assert boxes.min() >= 0 and boxes.max() <= 1 + 1e-6
+    assert crop_area - 1e-5 < area.min() < crop_area + 0.01 and abs(np.mean(area) - (1 + crop_area) / 2) < 0.01
 
 
 def test_random_boxes_match_the_standard_random_crop():

@@ -88,11 +88,12 @@ def test_what_the_program_writes_is_not_classified(run):  # noqa: F811
 
 @MNIST
 def test_the_answers_may_lie_beside_the_images(run, monkeypatch, capsys):  # noqa: F811
-    """They are no image, and a command that is stopped does not replace those that are complete."""
+    """They are no image, and a command that is stopped does not replace those that are complete, and says so."""
     image_files(run["run_name"])
     for _ in range(2):
         answers = Densenet.predict(images="images", json="images/answers.json", **run)
         assert len(answers) == 4 and read("images/answers.json") == answers
+    assert len(Densenet.predict(images="images", **run)) == 4
 
     def stopped(*arguments):
         yield answers[0]
@@ -105,7 +106,7 @@ def test_the_answers_may_lie_beside_the_images(run, monkeypatch, capsys):  # noq
     assert "images/answers.json keeps the answers that it had before" in capsys.readouterr().out
     with pytest.raises(KeyboardInterrupt):
         Densenet.predict(images="images", json="new.json", **run)
-    assert read("new.json") == answers[:1]
+    assert read("new.json") == answers[:1] and "new.json has the first 1 answers" in capsys.readouterr().out
 
 
 @MNIST

@@ -7,7 +7,15 @@ import pytest
 
 import Densenet
 from support import UserError
-from support.run_directory import RunDirectory, check_writable, of_earlier_versions, replace_file, run_of, write_json
+from support.run_directory import (
+    RunDirectory,
+    check_writable,
+    is_file_of_answers,
+    of_earlier_versions,
+    replace_file,
+    run_of,
+    write_json,
+)
 
 
 def test_settings_are_kept_and_compared(tmp_path):
@@ -79,6 +87,37 @@ def test_invalid_json_files_are_ignored(tmp_path):
         for content in ("[]", "{", ""):
             (tmp_path / "result.json").write_text(content)
             assert directory.read_json("result.json") is None
+
+
+def test_a_damaged_list_of_images_is_as_none(tmp_path):
+    for content in (b"", b"\x93NUMPY", b"PK\x03\x04"):
+        (tmp_path / "seen_images.npy").write_bytes(content)
+        assert RunDirectory(str(tmp_path), {}).seen_images() is None
+
+
+def test_a_run_that_recorded_no_classes_cannot_be_resumed(tmp_path):
+    (tmp_path / "settings.json").write_text('{"seed": 1, "data": {"train": 9}}')
+    (tmp_path / "dense.ckpt-7.index").write_text("")
+    with pytest.raises(UserError, match="was trained by an earlier version, which did not save what this needs: train"):
+        with RunDirectory(str(tmp_path), {"seed": 1, "flip": False, "data": {"train": 9, "class_names": ["a", "b"]}}):
+            pass
+
+
+def test_files_that_cannot_be_read_are_no_difference_where_both_recorded_them(tmp_path):
+    (tmp_path / "settings.json").write_text('{"data": {"class_names": ["a"], "train": 9, "skipped": 0}}')
+    (tmp_path / "dense.ckpt-7.index").write_text("")
+    with pytest.raises(UserError, match=r"other data \(number of training images: 9, now 8\): set run_name"):
+        with RunDirectory(str(tmp_path), {"data": {"class_names": ["a"], "train": 8, "skipped": 1}}):
+            pass
+
+
+def test_files_of_answers_are_known_by_how_they_begin(tmp_path):
+    path = str(tmp_path / "a.json")
+    write_json(path, [{"image": "a.png", "classes": ["a"], "probabilities": [1.0], "unlike": ["it is dark"]}], "json")
+    assert is_file_of_answers(path)
+    for other in ({"classes": []}, [{"image": "a.png"}], []):
+        write_json(path, other, "json")
+        assert not is_file_of_answers(path)
 
 
 def test_only_one_process_holds_the_lock(tmp_path):
