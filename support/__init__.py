@@ -62,6 +62,13 @@ class UserError(Exception):
     """An error that the user can put right. The message is one sentence: what is wrong, where, what to do."""
 
 
+def cause_of(error):
+    """Why an operation of TensorFlow failed, one line. `error`: a tf.errors.OpError, of which it is the message."""
+    lines = error.message.splitlines()
+    places = [place for place, line in enumerate(lines) if line.startswith("\t [[")]  # the operation's name follows
+    return lines[places[0] - 1] if places and places[0] else lines[0]  # TensorFlow 2 has a heading before it
+
+
 def say(line):
     """Prints a line at once. If nobody reads on (`| head`), the line is lost and the training goes on."""
     try:

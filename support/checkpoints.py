@@ -7,7 +7,7 @@ import re
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from support import UserError, say
+from support import UserError, cause_of, say
 from support.file_reading import shortened
 from support.run_directory import CHECKPOINT, RunDirectory, of_earlier_versions, run_of
 from support.variables import saver_of
@@ -70,9 +70,10 @@ class Checkpoints:
             for prefix in past[keep:]:
                 tf.train.remove_checkpoint(prefix)
         except (OSError, ValueError, tf.errors.OpError) as error:
-            problem = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
-            raise UserError("cannot save a checkpoint in %s (%s): make room there; the same command then resumes "
-                            "from the newest one" % (path, problem.splitlines()[0])) from None
+            problem = cause_of(error) if isinstance(error, tf.errors.OpError) else error
+            raise UserError("cannot save a checkpoint in %s (%s): make room there, or let it be written; the same "
+                            "command then resumes from the newest one"
+                            % (path, getattr(error, "strerror", None) or problem)) from None
 
     def restore_newest(self, session):
         """Restores the newest intact checkpoint, including those in `best`, and prints which ones are skipped.
@@ -164,9 +165,11 @@ class Checkpoints:
             except DAMAGED as error:
                 say("skipped %s: it is damaged or incomplete (%s)" % (prefix, type(error).__name__))
                 continue
-            except tf.errors.OpError as error:
+            except tf.errors.InvalidArgumentError as error:
                 raise UserError("cannot restore %s (%s): if it was saved by another version of the network, set "
-                                "run_name to another name" % (prefix, error.message.splitlines()[0])) from None
+                                "run_name to another name" % (prefix, cause_of(error))) from None
+            except tf.errors.OpError as error:
+                raise UserError("cannot restore %s (%s): make it readable" % (prefix, cause_of(error))) from None
             return prefix
         return None
 

@@ -40,7 +40,8 @@ def main(module, arguments):
         return _failed(stop, 128 + stop.signal_number)
     except KeyboardInterrupt:  # before the first step, or the second Ctrl-C
         return _failed("stopped at once%s" % (
-            "; the same command goes on from the newest checkpoint" if mode == "train" else ""), 128 + signal.SIGINT)
+            "; the same command goes on from the newest checkpoint, if there is one" if mode == "train" else ""),
+            128 + signal.SIGINT)
     return 0
 
 

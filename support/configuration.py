@@ -154,7 +154,8 @@ def choose(module, arguments=(), caller=None, **overrides):
         dataset = "folder"  # published weights are for photos
         constants = settings.constants_of(module, dataset)
     shipped = {name: settings.check(name, value, kinds) for name, value in SHIPPED[dataset].items()}
-    own = {name: value for name, value in constants.items() if name in shipped and value != shipped[name]}
+    own = {name: value for name, value in constants.items()
+           if name in shipped and (value != shipped[name] or _is_made_plain(module, name))}
     own.update(given)
 
     brought = {name: (settings.check(name, value, kinds), source)
@@ -179,6 +180,12 @@ def choose(module, arguments=(), caller=None, **overrides):
     values.update(_brought_before(values, origins, identities["weights"]))
     return types.SimpleNamespace(given=given, edited=frozenset(own), origins=origins, identifying=identifying,
                                  identities=identities, starting_point=start, earlier_run_name=earlier, **values)
+
+
+def _is_made_plain(module, name):
+    """Whether a constant has one value for all data sets where the shipped ones differ: edited, whatever the value."""
+    return not isinstance(getattr(module, name), settings.ByDataset) and any(
+        values[name] != SHIPPED["mnist"][name] for values in SHIPPED.values())
 
 
 def _check_lines(module, kinds):

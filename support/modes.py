@@ -190,6 +190,10 @@ def _network_without_run(choose, config, run):
     Raises:
         UserError: there is neither, or the weights cannot be used as they are.
     """
+    directory = RunDirectory(run, {})
+    if directory.checkpoints() or directory.checkpoints("best"):
+        raise UserError("%s has checkpoints but no readable settings.json, which tells what was trained: put it back, "
+                        "or set run_name to another run" % run)
     of_file = config.weights and not config.starting_point.run  # then the images are photos
     if config.dataset == "mnist" and config.digits_stand_in and "dataset" not in config.given and not of_file:
         digits = choose(**dict(config.given, dataset="digits"))  # as training does without MNIST
@@ -291,14 +295,14 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     which = "test" if is_own else "all images:" if trained.weights else "on other data than the run's:"
     say("%s %s, loss %.4f, of %s (%s)" % (which, evaluation.accuracies(balanced_is_asked_for(config)), evaluation.loss,
                                           used, os.path.join(directory.path, file)))
-    if is_own:
-        log_evaluation(config.log_dir, config.run_name, directory.path, trained.step, evaluation, data.test.images,
-                       data.class_names, reuse)
     directory.create()
-    write_reuse_picture(directory, reuse)
     if directory.read_json(file) not in (None, content):
         directory.keep(file)
     directory.write_json(file, content)
+    write_reuse_picture(directory, reuse)
+    if is_own:
+        log_evaluation(config.log_dir, config.run_name, directory.path, trained.step, evaluation, data.test.images,
+                       data.class_names, reuse)
     return content
 
 

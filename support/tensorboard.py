@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import summary as hparams_summary
 from tensorflow.python.client.timeline import Timeline
 
-from support import UserError, pictures, say
+from support import UserError, cause_of, pictures, say
 from support.projector import write_projector
 from support.replicas import CONSTANTS
 from support.run_directory import AS_PATHS, locked
@@ -33,11 +33,17 @@ METRICS = (("", "accuracy", "test accuracy"), ("", "loss", "test loss"),
            ("", "balanced_accuracy", "balanced test accuracy"))  # folder, tag, title
 
 
+_EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+(?:\.\d+)?)\.")
+
+
 class EventFile:
     """A file of TensorBoard's. Unlike `tf.summary.FileWriter` it raises errors where they happen, in this thread."""
 
     def __init__(self, folder):
-        name = "events.out.tfevents.%.6f.%s.%d" % (time.time(), socket.gethostname(), os.getpid())
+        # TensorBoard reads the files in the order of their names, and the clock may have been put back.
+        before = [float(found.group(1)) for found in map(_EVENT_FILE.match, os.listdir(folder)) if found]
+        name = "events.out.tfevents.%.6f.%s.%d" % (
+            max([time.time()] + [begun + 1 for begun in before]), socket.gethostname(), os.getpid())
         self._file = tf.io.TFRecordWriter(os.path.join(folder, name))
         self.add(file_version="brain.Event:2")
 
@@ -193,22 +199,23 @@ class RunLogs:
         self.folder = os.path.join(log_dir, run_name, "")
         self.problem = None
         self._files = {}  # of each split
-        self._lock = self._begin = None
+        self._lock = self._begin = self._tested = None
         self._names = {}  # of the operations in the graph that is drawn
 
-    def open(self, step, graph, hyperparameters):
+    def open(self, step, graph, hyperparameters, tested=False):
         """Opens the files for a run that is at `step`; takes the folder for this process.
 
         Args:
             graph: the tf.Graph of training. A new run's files get its network.
             hyperparameters: {name: value}.
+            tested: whether the test at `step` follows at once, so that one that was logged there is to be forgotten.
         Raises:
             UserError: they cannot be written, another process has them, or they are another run's.
         """
         try:
             os.makedirs(self.folder, exist_ok=True)
             self._take_folder()
-            self._begin = step
+            self._begin, self._tested = step, tested
             for split, folder in FOLDERS.items():
                 # Those without content are no entries.
                 if split not in ("validation", "each test") or os.path.isdir(self.folder + folder):
@@ -297,7 +304,8 @@ class RunLogs:
             os.makedirs(folder, exist_ok=True)
             self._files[split] = EventFile(folder)
             # Tells TensorBoard to forget what a killed process wrote after the checkpoint that is resumed.
-            self._files[split].add(self._begin + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
+            forgotten = self._begin + (not (self._tested and split == "test"))
+            self._files[split].add(forgotten, session_log=tf.SessionLog(status=tf.SessionLog.START))
         return self._files[split]
 
     def _write(self, write):
@@ -305,7 +313,7 @@ class RunLogs:
             try:
                 write()
             except (OSError, tf.errors.OpError) as error:
-                self.problem = getattr(error, "strerror", None) or error.message.splitlines()[0]
+                self.problem = getattr(error, "strerror", None) or cause_of(error)
 
 
 def _hyperparameter_summaries(hyperparameters):
@@ -346,7 +354,7 @@ def _check_owner(lines, folder, directory):
     versions wrote no lines.
     """
     owner, place = lines if len(lines) == 2 else (None, None)
-    if place == os.path.realpath(folder) and owner != os.path.realpath(directory) and os.path.exists(
+    if place == os.path.realpath(folder) and os.path.realpath(owner) != os.path.realpath(directory) and os.path.exists(
             os.path.join(owner, "settings.json")):
         raise UserError("%s holds the logs of the run %s: set log_dir or run_name to another name" % (folder, owner))
 

@@ -285,7 +285,7 @@ class TrainingRun:
         gpus = [device.name for device in sess.list_devices() if device.device_type == "GPU"]
         show_header(config, self.data, self._net.parameters, self.cluster, gpus, self._folder, self._logs.folder)
         self._record_images(step)
-        before = self._directory.read_json("progress.json") or {}
+        before = self._directory.read_json("progress.json") or dict(replicas=self.cluster.count)
         if step:
             self._train_seconds, self._timed_steps = before.get("train_seconds", 0.0), before.get("timed_steps", 0)
             self._waited_seconds = before.get("waited_seconds", 0.0)
@@ -302,7 +302,8 @@ class TrainingRun:
             say("best_by=%s has no effect: %d validation images are too few to choose weights by, which needs %d"
                 % (config.best_by, len(self.data.validation), LEAST_VALIDATION))
         self._curves = Curves(os.path.join(self._folder, "curves.csv"), step)
-        self._logs.open(step, sess.graph, dict(self._settings, total_epochs=config.total_epochs))
+        self._logs.open(step, sess.graph, dict(self._settings, total_epochs=config.total_epochs),
+                        tested=step == self.total_steps and self._directory.read_json("result.json") is None)
         self._directory.keep("result.json")  # of fewer epochs, where the run goes on
 
     def _record_images(self, step):

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from support import UserError, machine, say
+from support import UserError, cause_of, machine, say
 from support.environment import quiet
 from support.heartbeat import Heartbeat
 from support.machine import cores
@@ -217,7 +217,7 @@ class Cluster:
             self._server = tf.train.Server({"worker": self.workers}, "worker", self.task, config=config)
         except tf.errors.OpError as error:
             raise UserError("cannot listen at %s, worker %d of TF_CONFIG (%s): set it to a free port of this machine"
-                            % (self.workers[self.task], self.task, error.message.splitlines()[0])) from None
+                            % (self.workers[self.task], self.task, cause_of(error))) from None
         self.target = self._server.target
         others = range(1, len(self.workers)) if self.is_chief else [0]
         self._heartbeat = Heartbeat(self.target, self.workers, self.task, others, self.timeout)

@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from support import UserError
+from support import UserError, cause_of
 from support.checkpoints import Checkpoints
 from support.run_directory import RunDirectory
+
+
+def test_the_cause_of_an_error_is_the_line_that_tells_it():
+    with tf.Graph().as_default(), tf.Session() as session, pytest.raises(tf.errors.NotFoundError) as caught:
+        session.run(tf.io.read_file("/nowhere/a"))
+    assert cause_of(caught.value) == "/nowhere/a; No such file or directory"
+    assert cause_of(tf.errors.UnknownError(None, None, "the first line\nthe second")) == "the first line"
 
 
 def test_the_newest_checkpoints_are_kept_after_a_kill(tmp_path):

@@ -113,6 +113,16 @@ def test_an_edit_affects_only_data_sets_whose_value_changes(monkeypatch, name, v
     assert Densenet.choose(dataset="cifar10").run_name == run_name
 
 
+@pytest.mark.parametrize("name, value", [("batch_size", 50), ("total_epochs", 30), ("ema_decay", 0.0)])
+def test_a_line_that_is_made_plain_is_edited_whatever_its_value(monkeypatch, name, value):
+    """The value is the one that the digits have in the shipped line; the optimizer brings another one."""
+    run_name = Densenet.choose(dataset="digits", optimizer="momentum", **{name: value}).run_name
+    assert getattr(Densenet.choose(dataset="digits", optimizer="momentum"), name) != value or name == "ema_decay"
+    monkeypatch.setattr(Densenet, name, value)
+    config = Densenet.choose(dataset="digits", optimizer="momentum")
+    assert getattr(config, name) == value and config.run_name == run_name
+
+
 def test_the_shipped_defaults_match_the_constants():
     """`PYTHONPATH=. python tests/record.py defaults` writes the shipped defaults."""
     names = set(Densenet.IDENTIFYING) | {"total_epochs"}

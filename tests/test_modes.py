@@ -121,6 +121,23 @@ def test_evaluate(run, capsys):
 
 
 @MNIST
+def test_the_result_is_written_where_the_logs_cannot_be(run):
+    newest = "dense.ckpt-%d" % read("model/mnist-mine/result.json")["steps"]
+    Densenet.evaluate(**run)
+    with pytest.raises(UserError, match="cannot write the logs in /proc/none"):
+        Densenet.evaluate(checkpoint=newest, log_dir="/proc/none", **run)
+    assert read("model/mnist-mine/evaluation.json")["checkpoint"] == newest
+
+
+@MNIST
+def test_a_run_without_readable_settings_is_not_denied(run):
+    with open("model/mnist-mine/settings.json", "w"):
+        pass
+    with pytest.raises(UserError, match="^model/mnist-mine has checkpoints but no readable settings.json, which tells"):
+        Densenet.evaluate(**run)
+
+
+@MNIST
 def test_other_data_are_evaluated_and_marked(run, capsys):
     """The test images of the other data are the run's training images, and images that it has not seen."""
     other = os.path.join("other", "mnist")
@@ -777,7 +794,10 @@ def test_what_weights_cannot_do_without_a_run_is_refused(weights_alone, tiny_mni
     one_output = test_pretrained.write_safetensors("c.safetensors", test_pretrained.tiny_weights(classes=1))
     several = test_pretrained.write_archive(  # an image can have several labels
         "d.keras", test_pretrained.keras_layers(test_pretrained.tiny_weights()),
-        {"config": {"layers": [test_pretrained.layer_of("Dense", activation="sigmoid")]}})
+        {"config": {"layers": test_pretrained.STEM + [
+            test_pretrained.layer_of("BatchNormalization", epsilon=1e-3), test_pretrained.layer_of("ReLU"),
+            test_pretrained.layer_of("GlobalAveragePooling2D"),
+            test_pretrained.layer_of("Dense", activation="sigmoid")]}})
     for mode, changes, sentence in (
             ("predict", dict(run_name="none"), "no trained run model/none: .* leave run_name out to use the weights"),
             ("export", dict(dataset="folder"), "leave dataset out"),

@@ -17,7 +17,7 @@ from tensorflow.python.framework.function import Defun
 from test_evaluation import FOUND, NAMES
 
 import Densenet
-from support import UserError
+from support import UserError, tensorboard
 from support.tensorboard import RunLogs, drawn_graph, drawn_names, log_evaluation
 from support.training_run import HISTOGRAMS, histograms_are_due
 
@@ -121,6 +121,10 @@ def test_the_logs_of_another_run_are_not_taken_over(folder):
     opened("copies", "second/run")
     os.rename("first", "moved")
     opened("logs", "moved/run")
+    os.makedirs("disk")
+    os.rename("moved/run", "disk/run")
+    os.symlink("../disk/run", "moved/run")
+    opened("logs", "moved/run")
 
 
 def test_without_validation_there_is_no_empty_entry(folder):
@@ -136,6 +140,24 @@ def test_what_a_killed_process_logged_after_the_checkpoint_is_marked_as_void(fol
     logged("logs", [], begin=6)
     for entry in entries("logs").values():
         assert [event.step for event in entry if event.session_log.status == tf.SessionLog.START] == [1, 7]
+
+
+def test_a_test_that_is_repeated_replaces_the_one_before(folder):
+    logged("logs", [(6, "validation"), (6, "test")])
+    run = RunLogs("logs", "run", "model/run")
+    run.open(6, tf.Graph(), {}, tested=True)
+    run.close()
+    starts = {entry: [event.step for event in its_events if event.session_log.status == tf.SessionLog.START]
+              for entry, its_events in entries("logs").items()}
+    assert starts == {"run": [1, 6], "run/train": [1, 7], "run/validation": [1, 7]}
+
+
+def test_files_are_read_in_the_order_in_which_they_were_written(folder, monkeypatch):
+    """TensorBoard reads them by their names, and the clock may be put back."""
+    for step, seconds in ((6, 7200), (12, 0), (18, 3600)):
+        monkeypatch.setattr(tensorboard.time, "time", lambda seconds=seconds: 1700000000.5 + seconds)
+        logged("logs", [(step, "test")], begin=step - 6)
+    assert [step for step, _ in values("logs/run", "loss")] == [6, 12, 18]
 
 
 def test_a_later_evaluation_is_shown_where_the_test_of_training_is(folder):

@@ -184,16 +184,19 @@ def test_an_epoch_that_is_killed_before_it_is_reported_is_repeated(killed_in, ti
     assert_equal_weights(weights_of("model/mine", 18), weights_of("model/other", 18))
 
 
-def test_a_resumed_run_normalizes_images_as_it_began(tiny_mnist, folder, monkeypatch):
-    """Also where this version would compute, or take from weights, another mean and deviation."""
+def test_a_resumed_run_normalizes_images_as_it_began(tiny_mnist, folder, monkeypatch, capsys):
+    """Also where this version would compute, or take from weights, another mean and deviation; without progress.json,
+    too, which a process that is killed during its first save leaves unwritten."""
     for name, others in (("one", False), ("two", True)):
         options = dict(TINY, data_dir=tiny_mnist, run_name=name)
         Densenet.train(**dict(options, total_epochs=1))
         with monkeypatch.context() as patched:
             if others:
                 patched.setattr(data, "_statistics", lambda images: (np.float32([9]), np.float32([5])))
+                os.remove("model/two/progress.json")
             Densenet.train(**dict(options, total_epochs=2))
     assert_equal_weights(weights_of("model/one", 12), weights_of("model/two", 12))
+    assert "shared each batch until then" not in capsys.readouterr().out
 
 
 @pytest.mark.once
