@@ -36,7 +36,7 @@ from support import UserError, say, settings
 from support.data import DataSet, Split
 from support.machine import PRECISIONS
 from support.networks import BENCHMARKED, NETWORKS, multiply_adds, synthetic_task
-from support.run_directory import write_json
+from support.run_directory import check_writable, write_json
 from support.settings import boolean, integer, integers, one_of, path
 from support.workers import Cluster
 
@@ -64,6 +64,9 @@ PEAK_SIDE = 2048  # of the square matrices whose product shows what the machine 
 def measure(network, blocks, growth_k, image_size, precision, memory_efficient, train_only, devices, batch_size, steps):
     """The row of one network, measured in this process: {key: value}, as in the JSON file."""
     network_name = BENCHMARKED.get(network, network)
+    if any(blocks) and not all(blocks):
+        raise UserError("blocks=%s has a block without layers: leave it out, or give 0 alone for the network's own"
+                        % settings.shown(blocks))
     (side, _, channels), class_num, usual_batch_size = synthetic_task(network_name)
     image_shape = (image_size or side, image_size or side, channels)
     config = Densenet.choose(dataset="mnist" if channels == 1 else "cifar10", network=network_name,
@@ -221,8 +224,14 @@ def speed_of(against, network):
     if run.returncode:
         raise UserError("%s ended with status %d (%s): mend it, or leave against out" % (
             " ".join(command), run.returncode, (run.stderr.strip().splitlines() or ["without a message"])[-1]))
-    found = {"peer_inference_images_per_second" if "inference" in line else "peer_images_per_second": float(speed)
-             for line in run.stdout.splitlines() for speed in re.findall(r"images/s[ :=]*([0-9.]*[0-9])", line)}
+    found = {}
+    for line in run.stdout.splitlines():
+        for before, number in re.findall(r"(.*?)images/s[ :=]*([0-9][0-9.,]*(?:[eE][+-]?[0-9]+)?)", line):
+            try:
+                speed = float(number.rstrip(".,").replace(",", ""))
+            except ValueError:
+                raise UserError("%s printed images/s %s, which is no number" % (" ".join(command), number)) from None
+            found["peer_inference_images_per_second" if "inference" in before else "peer_images_per_second"] = speed
     if not found or 0 in found.values():
         raise UserError('%s printed no line with "images/s" and a number above 0, as described in --help'
                         % " ".join(command))
@@ -241,7 +250,7 @@ def main(arguments):
         rows = []
         file_name, against, rounds = (values.pop(name) for name in ("json", "against", "rounds"))
         if file_name:
-            write_json(file_name, rows, "json")  # now, before the time it takes
+            check_writable(file_name, "json")  # now, before the time it takes
         for name in BENCHMARKED if values["network"] == "all" else (values["network"],):
             if against:
                 its_rows, lines = compared(dict(values, network=name), against, rounds)

@@ -64,9 +64,9 @@ class UserError(Exception):
 
 def cause_of(error):
     """Why an operation of TensorFlow failed, one line. `error`: a tf.errors.OpError, of which it is the message."""
-    lines = error.message.splitlines()
+    lines = error.message.splitlines() or [type(error).__name__]
     places = [place for place, line in enumerate(lines) if line.startswith("\t [[")]  # the operation's name follows
-    return lines[places[0] - 1] if places and places[0] else lines[0]  # TensorFlow 2 has a heading before it
+    return lines[max(places[0] - 1, 0) if places else 0].strip()  # TensorFlow 2 has a heading before it
 
 
 def say(line):

@@ -134,24 +134,28 @@ def _places_of(strokes):
 def _background_of(grey):
     """The grey levels of the paper, with the shadows on it: float64 [H, W], or a number where it is even.
 
-    Around a small character, that is the median of the neighbourhood, half of the image wide. Of a larger one, the
-    median would take strokes away: there it is a quadratic function of the place, if that fits the outermost pixels
-    better than a single number does (docs/tuning.md: Shadows on paper).
+    Where the outermost pixels are not even, it is the median of the neighbourhood, half of the image wide, around a
+    small character. Of a larger one, the median would take strokes away: there it is a quadratic function of the place,
+    if that fits the outermost pixels better than a single number does (docs/tuning.md: Shadows on paper).
     """
     height, width = grey.shape
     scale = min(1, SMALL / max(grey.shape))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = _resized(grey, size)
+    frame, even = _frame_of(small), np.median(_frame_of(small))
+    fits = np.mean(np.abs(frame - even) < STROKE / 8)
+    if fits > 0.95:
+        return even
     reach = max(1, min(size) // 4)
-    padded = Image.fromarray(np.pad(small, reach, "edge").round().astype(np.uint8))
+    padded = Image.fromarray(np.pad(small, reach, "edge").clip(0, 255).round().astype(np.uint8))
     median = np.asarray(padded.filter(ImageFilter.MedianFilter(2 * reach + 1)), np.float64)
     median = median[reach:-reach, reach:-reach]
     if all((np.ptp(places) + 1 if len(places) else 0) <= ROOM * side
            for places, side in zip(_places_of(np.abs(small - median)), small.shape)):
         return _resized(median, (width, height))
-    even, curved = np.median(_frame_of(small)), _quadratic_of(small)
-    fits = [np.mean(np.abs(_frame_of(small - background)) < STROKE / 8) for background in (even, curved)]
-    return _resized(curved, (width, height)) if fits[1] > fits[0] + 0.2 else even
+    curved = _quadratic_of(small)
+    return (_resized(curved, (width, height))
+            if np.mean(np.abs(_frame_of(small - curved)) < STROKE / 8) > fits + 0.2 else even)
 
 
 def _quadratic_of(grey):

@@ -59,8 +59,8 @@ class Checkpoints:
     def _save(self, session, folder, step, keep):
         # A finite loss can have an infinite gradient. Operations for this take seconds to build in a deep network.
         if not all(np.isfinite(value).all() for value in session.run(self._floating)):
-            raise UserError("step %d made weights infinite: lower init_learning_rate or raise epsilon; this is not "
-                            "saved, the checkpoints before it are kept" % step)
+            raise UserError("step %d made weights infinite: lower init_learning_rate, or raise Adam's epsilon; this is "
+                            "not saved, the checkpoints before it are kept" % step)
         path = os.path.join(self.directory.path, folder)
         try:
             os.makedirs(path, exist_ok=True)
@@ -71,8 +71,8 @@ class Checkpoints:
                 tf.train.remove_checkpoint(prefix)
         except (OSError, ValueError, tf.errors.OpError) as error:
             problem = cause_of(error) if isinstance(error, tf.errors.OpError) else error
-            raise UserError("cannot save a checkpoint in %s (%s): make room there, or let it be written; the same "
-                            "command then resumes from the newest one"
+            raise UserError("cannot save a checkpoint in %s (%s): free disk space, or make the folder writable; the "
+                            "same command then resumes from the newest one"
                             % (path, getattr(error, "strerror", None) or problem)) from None
 
     def restore_newest(self, session):
@@ -165,11 +165,11 @@ class Checkpoints:
             except DAMAGED as error:
                 say("skipped %s: it is damaged or incomplete (%s)" % (prefix, type(error).__name__))
                 continue
-            except tf.errors.InvalidArgumentError as error:
-                raise UserError("cannot restore %s (%s): if it was saved by another version of the network, set "
-                                "run_name to another name" % (prefix, cause_of(error))) from None
             except tf.errors.OpError as error:
-                raise UserError("cannot restore %s (%s): make it readable" % (prefix, cause_of(error))) from None
+                advice = {tf.errors.PermissionDeniedError: ": make it readable",
+                          tf.errors.InvalidArgumentError: ": if it was saved by another version of the network, set "
+                          "run_name to another name"}.get(type(error), "")
+                raise UserError("cannot restore %s (%s)%s" % (prefix, cause_of(error), advice)) from None
             return prefix
         return None
 

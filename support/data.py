@@ -107,7 +107,7 @@ def say_repeated(data):
     chosen_by = np.isin(data.digests["test"], data.digests["validation"])
     count = np.count_nonzero(chosen_by & ~np.isin(data.digests["test"], data.digests["train"]))
     if count:
-        say("%d of the %d test images are also validation images, by which the best weights are chosen: %s"
+        say("%d of the %d test images are also validation images: %s"
             % (count, len(data.digests["test"]), figures["test"]))
     digests = np.concatenate([data.digests[split] for split in SPLITS])
     labels = np.concatenate([getattr(data, split).labels for split in SPLITS])

@@ -176,6 +176,8 @@ def read_members(path, sizes):
     except _TooLong:
         raise DataError("%s unpacks to far more than it should: it is not the archive its name says" % path) from None
     except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, RecursionError) as error:
+        if getattr(error, "errno", None):  # of the operating system, not of the content
+            raise DataError("%s cannot be read (%s)" % (path, error.strerror)) from None
         raise DataError("%s cannot be read, or is damaged (%s): %s" % (path, error, MOVE_AWAY)) from None
     missing = sorted(set(sizes) - set(found))
     if missing:

@@ -338,7 +338,7 @@ def _facts(paths):
 def _remove_halves(base):
     """Removes what killed processes have decoded into other caches, whose paths begin with `base` and a hyphen."""
     for half in glob.glob(glob.escape(base) + "-*" + NEW) if fcntl is not None else ():
-        with contextlib.suppress(BlockingIOError), open(half[:-len(NEW)] + LOCK, "a") as file:
+        with contextlib.suppress(OSError), open(half[:-len(NEW)] + LOCK, "a") as file:  # it may be another user's
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no other process decodes it
             shutil.rmtree(half)
 

@@ -20,7 +20,7 @@ from support.evaluation import balanced_is_asked_for, evaluate_split
 from support.explanations import class_maps, classifier_kernel, feature_reuse, kernels_of
 from support.export import COMPARED, IMAGES, PROBABILITIES, check_absent, check_formats, network_of, write_network
 from support.file_reading import composed, shortened
-from support.networks import NETWORKS
+from support.networks import NETWORKS, extent_of_maps
 from support.pictures import write_reuse_picture
 from support.run_directory import RunDirectory, of_earlier_versions, runs_in
 from support.tensorboard import log_evaluation
@@ -302,7 +302,7 @@ def evaluate(choose, prepare_data, build_evaluation, arguments=(), **overrides):
     write_reuse_picture(directory, reuse)
     if is_own:
         log_evaluation(config.log_dir, config.run_name, directory.path, trained.step, evaluation, data.test.images,
-                       data.class_names, reuse)
+                       data.class_names, reuse, extent_of_maps(config, data.image_shape[0]))
     return content
 
 

@@ -92,6 +92,33 @@ def sides(config, image_side):
     return found + [side // 2 ** position for position in range(len(config.blocks))]
 
 
+def extent_of_maps(config, image_side):
+    """Which part of an image the last block's feature maps show: ((top, bottom), (left, right)), shares of its side.
+
+    A place of a map stands for the middle of what it reads. VALID pooling leaves pixels over at the bottom and on the
+    right, so that the maps do not reach as far. With `flip_average`, they are means over an image and its mirror image.
+
+    Args:
+        config: has the settings of the network as attributes.
+        image_side: side of the images.
+    """
+    kernel, stride, padding, _, pool_padding = STEMS[config.stem]
+    layers = [(kernel, stride, padding)] + ([(3, 2, pool_padding)] if pool_padding else [])
+    side, middle, pitch = image_side, 0.5, 1  # of a map; the place of its first pixel, and their distance, in the image
+    for kernel, stride, padding in layers + [(2, 2, "VALID")] * (len(config.blocks) - 1):
+        if padding == "SAME":  # TensorFlow's rule
+            after = math.ceil(side / stride)
+            before = max((after - 1) * stride + kernel - side, 0) // 2
+        else:
+            before = 0 if padding == "VALID" else padding
+            after = (side + 2 * before - kernel) // stride + 1
+        middle += pitch * ((kernel - 1) / 2 - before)
+        side, pitch = after, pitch * stride
+    start, length = (middle - pitch / 2) / image_side, side * pitch / image_side
+    rows = start, start + length
+    return rows, ((1 - length) / 2, (1 + length) / 2) if config.flip_average else rows
+
+
 def final_side(config, image_shape):
     """Side in pixels of the last block's maps, the smallest that a batch normalization sees; below 1: too small.
 

@@ -29,16 +29,18 @@ OUTLINE = np.array([255, 225, 0])
 NO_CELL = np.array([228, 228, 232])  # colour of a layer that cannot be read
 REUSE_FILE = "feature_reuse.png"
 HEAT_MAP = "class activation map"  # title of the file, by which it is known again
+WHOLE = ((0.0, 1.0), (0.0, 1.0))  # the part of an image that a map shows: all of it
 OPACITY = 0.75  # of a class activation map's maximum over a picture
 
 
-def pictures_of(evaluation, images, class_names):
+def pictures_of(evaluation, images, class_names, extent=WHOLE):
     """The pictures of an evaluation.
 
     Args:
         evaluation: a `support.evaluation.Evaluation`.
         images: those of the evaluated split, uint8 [N, H, W, C].
         class_names: names of the classes.
+        extent: that of its maps, see `support.networks.extent_of_maps`.
     Returns:
         {name: (PNG as bytes, width, height)}: `confusion_matrix`, where there is one; `most_confused_classes`, where
         the matrix is too large for names and numbers; `most_confident_mistakes`, where there are mistakes.
@@ -54,7 +56,7 @@ def pictures_of(evaluation, images, class_names):
             pictures["most_confused_classes"] = confusion_picture(
                 evaluation.confusion_of(classes), totals[classes], [class_names[one] for one in classes])
         pictures["most_confident_mistakes"] = mistakes_picture(
-            images, evaluation.mistakes, class_names, evaluation.maps)
+            images, evaluation.mistakes, class_names, evaluation.maps, extent)
     return pictures
 
 
@@ -118,7 +120,7 @@ def _draw_upright(picture, text, left, bottom):
     picture.paste(upright.rotate(90, expand=True), (left, bottom - width))
 
 
-def mistakes_picture(images, mistakes, class_names, maps=None):
+def mistakes_picture(images, mistakes, class_names, maps=None, extent=WHOLE):
     """Draws misclassified images, each with its true class, its predicted class and the probability of the latter.
 
     Args:
@@ -127,6 +129,7 @@ def mistakes_picture(images, mistakes, class_names, maps=None):
         class_names: names of the classes.
         maps: the class activation map of each mistake's predicted class, float32 [mistakes, h, w]: a line is drawn
             around where the map is above half its maximum. None: no lines.
+        extent: that of the maps, see `support.networks.extent_of_maps`.
     Returns:
         (PNG as bytes, width, height).
     """
@@ -140,16 +143,16 @@ def mistakes_picture(images, mistakes, class_names, maps=None):
     for place, (index, true, predicted, probability) in enumerate(mistakes):
         left, top = place % columns * (side + gap) + gap // 2, place // columns * (side + 3 * LINE + gap)
         tile = _colour_image(images[index]).resize((side, side), Image.NEAREST)
-        picture.paste(tile if maps is None else _outlined(tile, maps[place]), (left, top))
+        picture.paste(tile if maps is None else _outlined(tile, maps[place], extent), (left, top))
         draw.text((left, top + side + 1), class_names[true], fill=BLACK)
         for row, text in enumerate(("not " + class_names[predicted], "by %.1f%%" % (100 * probability))):
             draw.text((left, top + side + 1 + (row + 1) * LINE), text, fill=tuple(WRONG.astype(int).tolist()))
     return _png(picture)
 
 
-def _outlined(tile, class_map):
+def _outlined(tile, class_map, extent):
     """An RGB image with a line around the places where a class activation map is above half its maximum."""
-    inside = np.pad(_shares(class_map, tile.size) > 0.5, 1, "edge")
+    inside = np.pad(_shares(class_map, tile.size, extent) > 0.5, 1, "edge")
     whole = inside[1:-1, 1:-1]
     edge = whole & ~(inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:])
     around = np.pad(edge, 1, "constant")
@@ -160,7 +163,7 @@ def _outlined(tile, class_map):
     return Image.fromarray(pixels)
 
 
-def heat_map(pixels, class_map, class_name, probability):
+def heat_map(pixels, class_map, class_name, probability, extent=WHOLE):
     """Draws an image with the class activation map of a class over it; beneath, the class and the scale.
 
     The colours are those of the map's positive values, as shares of its maximum; where it is 0 or less, which speaks
@@ -170,11 +173,12 @@ def heat_map(pixels, class_map, class_name, probability):
         pixels: uint8 [H, W, C]; C is 1 or 3.
         class_map: float32 [h, w], of any size, see `support.explanations.class_maps`.
         class_name, probability: of the class.
+        extent: of the map, see `support.networks.extent_of_maps`.
     Returns:
         PNG as bytes, for which `is_heat_map` holds.
     """
     image = _colour_image(pixels)
-    shares = _shares(class_map, image.size)
+    shares = _shares(class_map, image.size, extent)
     opacity = OPACITY * shares[..., None]
     mixed = np.asarray(image) * (1 - opacity) + _colours(shares) * opacity
     picture = Image.new("RGB", (max(CARD, image.width), image.height + 2 * LINE + 10), WHITE)
@@ -287,16 +291,24 @@ def _colours(shares):
     return np.stack([np.interp(shares, places, channel) for channel in SCALE.T], -1)
 
 
-def _shares(class_map, size):
+def _shares(class_map, size, extent):
     """A map's positive part as shares of its maximum, enlarged to an image of a size (width, height): [height, width].
 
-    All zero, where nothing in the map is positive.
+    All zero, where nothing in the map is positive. Between the middles of the map's places it is linear. Beyond those
+    at the edges it stays as it is there.
     """
     highest = float(class_map.max())
     if not 0 < highest < math.inf:
         return np.zeros(size[::-1])
-    shares = Image.fromarray(np.asarray(class_map, np.float32) / np.float32(highest))
-    return np.asarray(shares.resize(size, Image.BILINEAR), np.float64).clip(0, 1)
+
+    def weights(length, places, part):
+        """The share of each place of the map in each pixel, [length, places]."""
+        start, end = part
+        where = ((np.arange(length) + 0.5) / length - start) / (end - start) * places - 0.5
+        return np.maximum(0, 1 - np.abs(where.clip(0, places - 1)[:, None] - np.arange(places)))
+
+    rows, columns = (weights(*one) for one in zip(size[::-1], class_map.shape, extent))
+    return (rows @ (np.asarray(class_map, np.float64) / highest) @ columns.T).clip(0, 1)
 
 
 def _colour_image(pixels):

@@ -16,6 +16,7 @@ from support.file_reading import printable
 from support.folder_layout import files_under, heat_map_name
 from support.image_reading import opened, range_of, read_image, upright
 from support.modes import preparation_of, serving_graph, trained_network
+from support.networks import extent_of_maps
 from support.pictures import CARD, heat_map, is_heat_map
 from support.prefetch import mapped_by_threads
 from support.run_directory import check_writable, replace_file, write_json
@@ -46,7 +47,8 @@ def predict(choose, inference, arguments=(), **overrides):
         raise UserError("handwriting=True is for networks trained on handwritten characters, such as MNIST's, not on "
                         "%s: leave it out" % config.dataset)
     files = _files(config)
-    heat_maps = _HeatMaps(config.heatmaps, files) if config.heatmaps else None
+    extent = extent_of_maps(config, facts["image_shape"][0])
+    heat_maps = _HeatMaps(config.heatmaps, files, extent) if config.heatmaps else None
     if config.json:
         _check_json(config.json)  # now: an error after the work would lose it
     answers, complete = [], False
@@ -66,7 +68,7 @@ def predict(choose, inference, arguments=(), **overrides):
             elif config.json and answers:  # else an earlier file's are kept
                 write_json(config.json, answers, "json")
                 if not complete:
-                    say("%s has the first %d answers" % (config.json, len(answers)))
+                    say("%s has the answers so far: %d" % (config.json, len(answers)))
     reading.advise()
     if heat_maps:
         heat_maps.conclude()
@@ -232,12 +234,13 @@ class _HeatMaps:
     Args:
         folder: the setting `heatmaps`.
         files: all image files.
+        extent: of the maps, see `support.networks.extent_of_maps`.
     Raises:
         UserError: the folder cannot be written, or has another file under the name of a heat map.
     """
 
-    def __init__(self, folder, files):
-        self.folder, self.written, self.places = folder, set(), 0
+    def __init__(self, folder, files, extent):
+        self.folder, self.written, self.places, self._extent = folder, set(), 0, extent
         paths = {file: os.path.abspath(file) for file in files}
         common = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
         self._paths = {file: os.path.join(folder, heat_map_name(os.path.relpath(path, common)))
@@ -251,7 +254,7 @@ class _HeatMaps:
     def write(self, answer, picture, class_map):
         """Writes the heat map of an answer's first class over the picture; returns its path."""
         path = self._paths[answer["image"]]
-        png = heat_map(picture, class_map, answer["classes"][0], answer["probabilities"][0])
+        png = heat_map(picture, class_map, answer["classes"][0], answer["probabilities"][0], self._extent)
         self._try(lambda: replace_file(path, lambda file: file.write(png)))
         self.written.add(path)
         self.places = class_map.size

@@ -20,7 +20,7 @@ import tensorflow.compat.v1 as tf
 
 from support import UserError, download, say
 from support.checkpoints import LEAST_VALIDATION
-from support.file_reading import shortened
+from support.file_reading import composed, shortened
 from support.run_directory import RunDirectory, of_earlier_versions, run_of, runs_in
 from support.weight_average import SUFFIX, averages_first
 from support.weight_files import (
@@ -206,8 +206,10 @@ def _fresh_classifier(weights, class_names):
     if count != len(class_names):
         told = "they tell %d classes apart" % count if count > 1 else "they have a single output"
         return "%s, and here are %d classes" % (told, len(class_names))
-    if weights.class_names and list(class_names) not in (weights.class_names, weights.class_ids):
-        theirs, ours = next(pair for pair in zip(weights.class_names, class_names) if pair[0] != pair[1])
+    ours = list(map(composed, class_names))
+    known = [list(map(composed, names)) for names in (weights.class_names, weights.class_ids) if names]
+    if weights.class_names and ours not in known:
+        theirs, ours = next(pair for pair in zip(known[0], ours) if pair[0] != pair[1])
         return "their classes are others (%s where there is %s here)" % (theirs, ours)
     return None
 

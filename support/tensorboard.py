@@ -71,14 +71,15 @@ def reuse_summary(reuse):
     return picture_summary({"feature_reuse/" + scope: drawn for scope, drawn in pictures.reuse_pictures(reuse).items()})
 
 
-def log_evaluation(log_dir, run_name, directory, step, evaluation, images, class_names, reuse=None):
+def log_evaluation(log_dir, run_name, directory, step, evaluation, images, class_names, reuse=None,
+                   extent=pictures.WHOLE):
     """Writes the pictures and the embedding of an evaluation to where training writes those of its test.
 
     Args:
         log_dir, run_name: the settings of these names.
         directory: that of the run's checkpoints.
         step: the training step of the evaluated weights.
-        evaluation, images, class_names: as of `support.pictures.pictures_of`.
+        evaluation, images, class_names, extent: as of `support.pictures.pictures_of`.
         reuse: what `support.explanations.feature_reuse` found in the evaluated weights; None: not computed.
     Raises:
         UserError: they cannot be written, or the folder holds the logs of another run.
@@ -91,7 +92,7 @@ def log_evaluation(log_dir, run_name, directory, step, evaluation, images, class
     try:
         os.makedirs(folder, exist_ok=True)
         file = EventFile(folder)
-        file.add(step, summary=picture_summary(pictures.pictures_of(evaluation, images, class_names)))
+        file.add(step, summary=picture_summary(pictures.pictures_of(evaluation, images, class_names, extent)))
         file.add(step, summary=reuse_summary(reuse or {}))
         file.close()
         _write_embedding(folder, step, evaluation, images, class_names)
@@ -190,12 +191,13 @@ class RunLogs:
     Args:
         log_dir, run_name: the files are in `log_dir/run_name`, and there in `train` and `validation`.
         directory: that of the run's checkpoints.
+        extent: as of `support.pictures.pictures_of`.
     Attributes:
         problem: what went wrong, or None.
     """
 
-    def __init__(self, log_dir, run_name, directory):
-        self.log_dir, self._directory = log_dir, directory
+    def __init__(self, log_dir, run_name, directory, extent=pictures.WHOLE):
+        self.log_dir, self._directory, self._extent = log_dir, directory, extent
         self.folder = os.path.join(log_dir, run_name, "")
         self.problem = None
         self._files = {}  # of each split
@@ -256,8 +258,9 @@ class RunLogs:
         top_5 = {} if evaluation.top_5_accuracy is None else {"top_5_accuracy": evaluation.top_5_accuracy}
         self.scalars(curve, step, loss=evaluation.loss, accuracy=evaluation.accuracy,
                      balanced_accuracy=evaluation.balanced_accuracy, **top_5)
-        self._write(lambda: self._file(split).add(
-            weights_of, summary=picture_summary(pictures.pictures_of(evaluation, images, class_names))))
+        extent = self._extent if split == "test" else (self._extent[0],) * 2  # without the view of the mirror image
+        self._write(lambda: self._file(split).add(weights_of, summary=picture_summary(
+            pictures.pictures_of(evaluation, images, class_names, extent))))
         self._write(lambda: _write_embedding(self.folder, weights_of, evaluation, images, class_names))
 
     def reuse(self, step, reuse):

@@ -21,7 +21,7 @@ from support.evaluation import accuracies_as_text, balanced_is_asked_for
 from support.explanations import feature_reuse, kernels_of
 from support.interruption import Interruption, Stopped
 from support.machine import PRECISIONS, fast_precision
-from support.networks import final_side
+from support.networks import extent_of_maps, final_side
 from support.run_directory import SEEN_IMAGES, WEIGHTS_OF, RunDirectory
 from support.tensorboard import RunLogs
 from support.terminal import Progress, show_header
@@ -281,7 +281,8 @@ class TrainingRun:
     def _begin_reports(self, sess, step):
         config = self.config
         self._progress = Progress(self.steps_per_epoch, config.total_epochs)
-        self._logs = RunLogs(config.log_dir, config.run_name, self._folder)
+        self._logs = RunLogs(config.log_dir, config.run_name, self._folder,
+                             extent_of_maps(config, self.data.image_shape[0]))
         gpus = [device.name for device in sess.list_devices() if device.device_type == "GPU"]
         show_header(config, self.data, self._net.parameters, self.cluster, gpus, self._folder, self._logs.folder)
         self._record_images(step)
@@ -421,7 +422,7 @@ class TrainingRun:
             UserError: the loss is not finite.
         """
         if not math.isfinite(evaluation.loss):
-            raise UserError("the %s loss is %s after step %d: lower init_learning_rate or raise epsilon; the "
+            raise UserError("the %s loss is %s after step %d: lower init_learning_rate, or raise Adam's epsilon; the "
                             "checkpoints before it are kept" % (split, evaluation.loss, step))
         self._evaluations[split] = evaluation
         if self.cluster.is_chief:

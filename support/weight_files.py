@@ -411,9 +411,8 @@ _PARTS = {
     "AveragePooling2D": (dict(pool_size=[[2, 2]], strides=[[2, 2]], padding=["valid"]), {"1x1 convolution"}),
     "GlobalAveragePooling2D": ({}, {"ReLU"}),
     "Dense": ({}, {"GlobalAveragePooling2D"}),
-    "Softmax": (dict(activation=["softmax", "linear"]), {"Dense"})}
+    "Softmax": (dict(activation=["softmax"], axis=[-1, 1]), {"Dense"})}
 _CONVOLUTION = dict(activation=["linear"], dilation_rate=[[1, 1]], groups=[1])
-# Layers that do nothing, but in training, and those whose names begin with Random
 _IDLE = ("InputLayer", "Dropout", "SpatialDropout2D", "GaussianDropout", "GaussianNoise")
 _IMAGES = ("images", 0)  # what stands for them among the layers that a layer reads
 
@@ -424,25 +423,25 @@ def _facts_of(model, path):
     Raises:
         UserError: a layer does something else than those of a DenseNet, and than scaling pixels before them.
     """
-    factor, summand, epsilons, exclusive = np.ones(3), np.zeros(3), set(), True
+    factor, summand, epsilons, activation = np.ones(3), np.zeros(3), set(), "linear"
     for layer, part, sources in _layers_with_sources(model, [_IMAGES], itertools.count(1)) if model else ():
         kind, config = layer["class_name"], layer["config"]
-        if kind in _IDLE or kind.startswith("Random"):
+        if _is_idle(kind, config):
             continue
         scaled = _scaling(layer) if sources == [_IMAGES] else None
         if scaled is not None:
             factor, summand = factor * scaled[0], summand * scaled[0] + scaled[1]
-        elif not _has_settings(config, part):
+        elif not _has_settings(config, part) or part == "Softmax" and activation != "linear":
             raise UserError("%s: this program cannot follow the layer %s (%s) with its settings: save the DenseNet "
                             "alone, behind a Rescaling layer if its pixels are scaled"
                             % (path, config.get("name"), kind))
         elif not _has_sources(part, sources):
-            raise UserError("%s does not fit any DenseNet: the layer %s (%s) reads %s" % (
-                path, config.get("name"), kind, ", ".join(source for source, _ in sources)))
+            raise UserError("%s does not fit any DenseNet: the layer %s (%s) does not read what it reads there, or not "
+                            "in that order" % (path, config.get("name"), kind))
         if part == "BatchNormalization":
             epsilons.add(float(config["epsilon"]))
         if part == "Dense":
-            exclusive = config.get("activation", "linear") in ("softmax", "linear")
+            activation = config.get("activation", "linear")
     if len(epsilons) > 1:
         raise UserError("%s has batch normalizations with different ε (%s): save it with one ε"
                         % (path, ", ".join("%g" % epsilon for epsilon in sorted(epsilons))))
@@ -451,7 +450,7 @@ def _facts_of(model, path):
         scale = np.float32(-summand / factor), np.float32(1 / factor)
         if not np.isfinite(scale).all():
             raise ValueError("a factor of its pixels is 0 or not finite")
-    return Facts(epsilons.pop() if epsilons else KERAS_EPSILON, scale, exclusive)
+    return Facts(epsilons.pop() if epsilons else KERAS_EPSILON, scale, activation in ("softmax", "linear"))
 
 
 def _layers_with_sources(layer, sources, numbers):
@@ -467,57 +466,78 @@ def _layers_with_sources(layer, sources, numbers):
     config = layer["config"]
     inner = config.get("layers") if isinstance(config, dict) else config
     if inner is None:
-        part = _part_of(layer, sources)
+        part = _part_of(layer)
         yield layer, part, sources
         return [(part, next(numbers))] if part in _PARTS else sources
-    outputs, last = {}, sources
+    outputs, passed_over = {}, {}  # {name: sources}, {(name, number of its use): the outputs that it reads}
+
+    def sources_of(places):
+        found, waiting, seen = [], list(places), set()
+        while waiting:
+            place = waiting.pop(0)
+            if place not in seen:  # of a layer that is listed later, nothing is known
+                found += outputs.get(place[0], [])
+                waiting = passed_over.get(place, []) + waiting
+            seen.add(place)
+        return found
+
+    last = sources
     for each in inner:
-        names = list(_tensors_in(each.get("inbound_nodes")))  # of a Sequential, layers have none
-        # What a layer reads that is used more than once can come behind it.
-        read = [source for name in names for source in outputs.get(name, ())] if names else last
+        uses = [list(_outputs_in(node)) for node in each.get("inbound_nodes") or []]  # none in a Sequential
+        read = sources_of(itertools.chain(*uses)) if any(uses) else last
         last = yield from _layers_with_sources(each, read, numbers)
-        outputs[each.get("name")] = last
-    names = list(_tensors_in(config.get("output_layers"))) if isinstance(config, dict) else []
-    return [source for name in names for source in outputs[name]] if names else last
+        if last is read and any(uses):
+            passed_over.update(((each.get("name"), number), use) for number, use in enumerate(uses))
+        else:
+            outputs[each.get("name")] = last
+    places = list(_outputs_in(config.get("output_layers"))) if isinstance(config, dict) else []
+    return sources_of(places) if places else last
 
 
-def _tensors_in(description):
-    """Yields the names of the layers whose outputs a part of a description has: {"keras_history": [name, …], …} in
-    Keras 3, [name, 0, 0, …] in Keras 2."""
+def _outputs_in(description):
+    """Yields (name of a layer, number of its use) of the outputs that a part of a description has: {"keras_history":
+    [name, number, …], …} in Keras 3, [name, number, 0, …] in Keras 2."""
     if isinstance(description, dict) and "keras_history" in description:
-        yield description["keras_history"][0]
-    elif isinstance(description, list) and len(description) > 2 and isinstance(description[0], str):
-        yield description[0]
+        description = description["keras_history"]
+    if isinstance(description, list) and len(description) > 2 and isinstance(description[0], str):
+        yield description[0], int(description[1])
     elif isinstance(description, (dict, list)):
         for each in description.values() if isinstance(description, dict) else description:
-            yield from _tensors_in(each)
+            yield from _outputs_in(each)
 
 
-def _part_of(layer, sources):
+def _part_of(layer):
     """The name of a layer in _PARTS, if it is there."""
     kind, config = layer["class_name"], layer["config"]
     if kind == "Conv2D":
-        return "%dx%d convolution" % tuple(config["kernel_size"])
+        return "%sx%s convolution" % tuple(config["kernel_size"])
     if kind == "ZeroPadding2D":
-        return "padding of %d" % config["padding"][0][0]
+        return "padding of %s" % config["padding"][0][0]
     if kind == "Activation":
-        return "Softmax" if [source for source, _ in sources] == ["Dense"] else "ReLU"
+        return {"linear": None, "softmax": "Softmax"}.get(str(config["activation"]), "ReLU")
     return kind
+
+
+def _is_idle(kind, config):
+    """Whether a layer does nothing, but in training."""
+    return kind in _IDLE or kind.startswith("Random") or kind == "Activation" and config["activation"] == "linear"
 
 
 def _has_settings(config, part):
     """Whether a layer has the settings of such a part of a DenseNet."""
-    wanted = dict(_PARTS[part][0], **_CONVOLUTION if "convolution" in part else {}) if part in _PARTS else {}
-    return part in _PARTS and all(config.get(name, values[0]) in values for name, values in wanted.items())
+    if part not in _PARTS:
+        return False
+    wanted = dict(_PARTS[part][0], **_CONVOLUTION if "convolution" in part else {})
+    return all(config.get(name, values[0]) in values for name, values in wanted.items())
 
 
 def _has_sources(part, sources):
     """Whether a part of a DenseNet reads these layers there; what a layer adds comes behind what it reads."""
-    added = sources[1:]
-    if part == "Concatenate" and (sources[0][0] == "3x3 convolution" or added != sorted(added) or
-                                  {source for source, _ in added} != {"3x3 convolution"}):
+    parts = [source for source, _ in sources]
+    if part == "Concatenate" and (parts[:1] == ["3x3 convolution"] or set(parts[1:]) != {"3x3 convolution"}
+                                  or sources[1:] != sorted(sources[1:])):
         return False
-    return {source for source, _ in sources} <= _PARTS[part][1]
+    return bool(parts) and set(parts) <= _PARTS[part][1]
 
 
 _OPERATIONS = {"Add": lambda constant: (1, constant), "Subtract": lambda constant: (1, -constant),

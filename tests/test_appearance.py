@@ -91,11 +91,25 @@ def test_shadows_on_paper_are_taken_away(size, shadow, ink, paper):
     page[top:top + width, left:left + side] = page[top:top + side, left + side - width:left + side] = ink  # a 7
     row, column = np.meshgrid(np.linspace(-1, 1, 300), np.linspace(-1, 1, 400), indexing="ij")
     depth = {"side": (column + 1) / 2, "corners": (row ** 2 + column ** 2) / 2,
-             "edge": 1 / (1 + np.exp(-12 * (column - 0.3)))}[shadow]
+             "edge": 1 / (1 + np.exp(-20 * (column - 0.3)))}[shadow]
     shaded, even = (as_handwriting(Image.fromarray(array.round().astype(np.uint8)), 28, {}).astype(int)
                     for array in (page * (1 - 0.4 * depth), page))
     moved = [np.roll(shaded, move, (0, 1)) for move in itertools.product((-1, 0, 1), repeat=2)]  # the centre of mass is
     assert max(((even > 100) == (image > 100)).mean() for image in moved) > 0.99
+
+
+def test_a_thick_character_on_even_paper_stays_whole():
+    rows, columns = np.ogrid[:300, :300]
+    disc = np.where(np.hypot(rows - 150, columns - 150) < 82, 30, 230).astype(np.uint8)
+    found = as_handwriting(Image.fromarray(disc), 28, {})
+    assert (found[10:18, 10:18] > 250).all() and found.max() == 255
+
+
+def test_a_character_that_reaches_the_edge_of_the_image_stays_whole():
+    page = np.full([240, 200], 255, np.uint8)
+    page[20:55, 20:180] = page[20:220, 145:180] = 0  # a 7
+    whole, cropped = (as_handwriting(Image.fromarray(image), 28, {}) for image in (page, page[20:220, 20:195]))
+    np.testing.assert_allclose(cropped.astype(int), whole, atol=2)
 
 
 def test_thin_strokes_become_as_bright_as_others():

@@ -61,7 +61,25 @@ def test_a_comparison_runs_both_programs_in_turns(tmp_path, monkeypatch):
         "bc40 float32 inference: 800.0 images/s, %s 400.0 (medians); ratios 2.00, 2.00, 2.00, median 2.00" % program]
 
 
+@pytest.mark.parametrize("line, training, inference", [
+    ("training images/s 1,234.5, of 8", 1234.5, None), ("images/s: 1.2e3.", 1200, None),
+    ("training images/s 100 inference images/s=300.25", 100, 300.25)])
+def test_numbers_are_read_as_programs_write_them(tmp_path, line, training, inference):
+    found = benchmark.speed_of(peer(tmp_path, "print(%r)" % line), "bc40")
+    assert (found.get("peer_images_per_second"), found.get("peer_inference_images_per_second")) == (training, inference)
+
+
+def test_a_file_of_rows_is_kept_until_there_are_others(folder, capsys):
+    with open("rows.json", "w") as file:
+        file.write("[1]")
+    assert benchmark.main(["network=bc40", "blocks=1,0", "json=rows.json"]) == 1
+    assert "blocks=1,0 has a block without layers" in capsys.readouterr().err
+    with open("rows.json") as file:
+        assert file.read() == "[1]"
+
+
 @pytest.mark.parametrize("text, sentence", [
+    ("print('images/s 1.2.3')", "printed images/s 1.2.3, which is no number"),
     ("print('fast')", 'printed no line with "images/s" and a number above 0, as described in --help'),
     ("raise ValueError('no such network')", "ended with status 1 (ValueError: no such network): mend it"),
 ])

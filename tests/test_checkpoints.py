@@ -17,6 +17,7 @@ def test_the_cause_of_an_error_is_the_line_that_tells_it():
         session.run(tf.io.read_file("/nowhere/a"))
     assert cause_of(caught.value) == "/nowhere/a; No such file or directory"
     assert cause_of(tf.errors.UnknownError(None, None, "the first line\nthe second")) == "the first line"
+    assert cause_of(tf.errors.UnknownError(None, None, "")) == "UnknownError"
 
 
 def test_the_newest_checkpoints_are_kept_after_a_kill(tmp_path):

@@ -6,7 +6,7 @@ import tensorflow.compat.v1 as tf
 
 import Densenet
 from support import UserError
-from support.networks import NETWORKS, STEMS, final_side, multiply_adds
+from support.networks import NETWORKS, STEMS, extent_of_maps, final_side, multiply_adds
 
 
 def parameters(network, image_shape, class_num):
@@ -70,6 +70,34 @@ def test_the_final_side_is_the_smallest_map_that_a_batch_normalization_sees(monk
         except UserError:  # the images shrink to nothing
             seen.append(0)
     assert max(final_side(config, (side, side, 1)), 0) == min(seen)
+
+
+@pytest.mark.parametrize("side, changes", [
+    (28, dict(stem="3x3+pool")), (64, dict(stem="7x7s2+pool")), (64, dict(stem="imagenet", blocks=(1, 1, 1))),
+    (64, dict(stem="imagenet_same", blocks=(1, 1, 1))), (30, dict(stem="3x3")), (34, dict(stem="3x3s2"))])
+def test_the_maps_show_the_part_of_the_image_that_they_read(side, changes):
+    """The middle of what a place reads, weighted by the gradient, is near the middle of its part of the extent."""
+    config = Densenet.choose(**dict(dict(dataset="folder", data_dir="x", precision="float32", blocks=(1, 1, 1),
+                                         growth_k=4, flip_average=False), **changes))
+    (start, end), columns = extent_of_maps(config, side)
+    assert columns == (start, end)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        tf.set_random_seed(0)
+        images = tf.placeholder(tf.float32, [8, side, side, 3])
+        features = Densenet.inference(images, config, 2).features
+        places = int(features.shape[1])
+        gradients = [tf.gradients(tf.reduce_sum(features[:, places // 2, place]), images)[0] for place in range(places)]
+        sess.run(tf.global_variables_initializer())
+        values = sess.run(gradients, {images: np.random.RandomState(0).normal(size=images.shape.as_list())})
+    weights = np.square(values).sum((1, 2, 4))  # [places, columns of the image]
+    found = (weights * (np.arange(side) + 0.5)).sum(1) / weights.sum(1)
+    pitch = (end - start) * side / places
+    expected = start * side + pitch * (np.arange(places) + 0.5)
+    assert np.abs(found - expected).max() < 0.36 * pitch, (found, expected)
+    config.flip_average = True
+    rows, columns = extent_of_maps(config, side)
+    assert rows == (start, end) and sum(columns) == pytest.approx(1)
+    assert columns[1] - columns[0] == pytest.approx(end - start)
 
 
 def test_the_final_side_of_the_named_networks():

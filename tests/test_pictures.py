@@ -11,6 +11,8 @@ from test_evaluation import FOUND, NAMES, from_matrix
 
 from support.pictures import (
     GREY,
+    WHOLE,
+    _shares,
     confusion_picture,
     heat_map,
     is_heat_map,
@@ -113,6 +115,20 @@ def test_mistakes_picture():
         assert pixels[20, 20].tolist() == [160] * 3 and pixels[20, 100 + 20].tolist() == [80] * 3
         pixels = opened(mistakes_picture(images, FOUND.mistakes * 6, NAMES))
         assert pixels.shape[1] == CARD
+
+
+def test_a_map_is_drawn_where_it_belongs():
+    """Four places that show 80 of 100 rows from the 10th on, and all columns."""
+    values = np.float32([[1, 0], [0, 0], [0, 0], [0, 4]])
+    shares = _shares(values, (100, 100), ((0.1, 0.9), (0, 1)))
+    rows, columns = np.unravel_index(shares.argmax(), shares.shape)
+    assert 79 <= rows and 74 <= columns and shares.max() == pytest.approx(1, abs=0.02)
+    np.testing.assert_allclose(shares[:20, 0], 0.25, atol=0.01)  # beyond the middle of the first place, it stays
+    np.testing.assert_allclose(shares[80:, 99], 1, atol=0.01)
+    assert shares[29, 0] == pytest.approx(0.25 * (1 - 9.5 / 20), abs=0.001)
+    whole = _shares(values, (100, 100), WHOLE)
+    expected = np.asarray(Image.fromarray(values / 4).resize((100, 100), Image.BILINEAR))
+    np.testing.assert_allclose(whole, expected, atol=1e-6)
 
 
 def test_a_mistakes_map_is_outlined_and_the_picture_kept():

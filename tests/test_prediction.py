@@ -16,7 +16,8 @@ from support import UserError, prediction
 from support.data import color_preprocessing
 from support.image_reading import read_image
 from support.modes import preparation_of
-from support.pictures import is_heat_map
+from support.networks import extent_of_maps
+from support.pictures import WHOLE, is_heat_map
 from support.prefetch import mapped_by_threads
 from support.weight_average import averages_first
 
@@ -106,7 +107,7 @@ def test_the_answers_may_lie_beside_the_images(run, monkeypatch, capsys):  # noq
     assert "images/answers.json keeps the answers that it had before" in capsys.readouterr().out
     with pytest.raises(KeyboardInterrupt):
         Densenet.predict(images="images", json="new.json", **run)
-    assert read("new.json") == answers[:1] and "new.json has the first 1 answers" in capsys.readouterr().out
+    assert read("new.json") == answers[:1] and "new.json has the answers so far: 1" in capsys.readouterr().out
 
 
 @MNIST
@@ -204,7 +205,8 @@ def test_heat_maps_show_the_map_of_the_first_class(run, monkeypatch):  # noqa: F
     assert all(is_heat_map(answer["heatmap"]) for answer in answers) and len(os.listdir("maps")) == 4
     config, directory, facts = trained_parts(**run)
     names, size = facts["class_names"], facts["image_shape"][0]
-    for answer, (picture, _, name, probability) in zip(answers, drawn):
+    for answer, (picture, _, name, probability, extent) in zip(answers, drawn):
+        assert extent == extent_of_maps(config, size)
         assert (name, probability) == (answer["classes"][0], answer["probabilities"][0])
         assert picture.shape[0] == picture.shape[1] >= 300 and picture.shape[0] % size == 0
         assert Image.open(answer["heatmap"]).width >= picture.shape[1]
@@ -221,7 +223,7 @@ def test_heat_maps_show_the_map_of_the_first_class(run, monkeypatch):  # noqa: F
         mean, deviation = (reader.get_tensor("normalization/" + name) for name in ("mean", "deviation"))
         features = sess.run(features, {images: color_preprocessing(pixels, mean, deviation)}).astype(np.float64)
     kernel = reader.get_tensor(sources["linear/kernel"]).astype(np.float64)
-    for found, (_, class_map, name, _) in zip(features, drawn):
+    for found, (_, class_map, name, *_) in zip(features, drawn):
         expected = found @ kernel[:, names.index(name)]
         np.testing.assert_allclose(class_map, expected, atol=0.03 * np.abs(expected).max())  # bfloat16 in one run
 
@@ -359,7 +361,7 @@ def test_a_heat_map_shows_the_part_of_the_file_that_the_network_gets(run, monkey
 
 
 def test_maps_of_one_pixel_are_said_to_show_no_places(folder, capsys):
-    maps = prediction._HeatMaps("maps", ["a.png"])
+    maps = prediction._HeatMaps("maps", ["a.png"], WHOLE)
     maps.write({"image": "a.png", "classes": ["dog"], "probabilities": [1.0]}, np.zeros([300, 300, 1], np.uint8),
                np.ones([1, 1], np.float32))
     maps.conclude()

@@ -568,7 +568,8 @@ def test_moving_averages_go_on_from_the_weights():
 @pytest.mark.parametrize("their_names, names, reason", [
     (None, ["a", "b"], "3 classes apart, and here are 2"), (None, ["a", "b", "c"], None),
     (["a", "b", "c"], ["a", "b", "c"], None), (["a", "b", "c"], ["a", "b", "d"], r"c where there is d here"),
-    (["a", "b", "c"], ["b", "a", "c"], r"a where there is b here"), (["a", "b", "c"], ["n1", "n2", "n3"], None)])
+    (["a", "b", "c"], ["b", "a", "c"], r"a where there is b here"), (["a", "b", "c"], ["n1", "n2", "n3"], None),
+    (["a", "caf\u00e9", "c"], ["a", "cafe\u0301", "c"], None)])
 def test_the_classifier_is_taken_where_the_classes_are_the_same(tiny, their_names, names, reason):
     tiny.class_names, tiny.class_ids = their_names, their_names and ["n1", "n2", "n3"]
     tiny_net(len(names))
@@ -954,7 +955,6 @@ def test_scaling_in_a_file_of_keras_is_followed(tmp_path, layers, mean, deviatio
     [layer_of("Conv2D", kernel_size=[3, 3], dilation_rate=[2, 2])], STEM[:1] + [layer_of(
         "Conv2D", kernel_size=[7, 7], strides=[2, 2], activation="relu")],
     [layer_of("MaxPooling2D", pool_size=[2, 2])], [layer_of("ReLU", max_value=6.0)], [constant_first("Subtract", 1.0)],
-    [layer_of("Activation", activation="linear")],
     [layer_of("BatchNormalization", axis=1, epsilon=1e-3)], [layer_of("AveragePooling2D", strides=[1, 1])],
     [{"class_name": "TFOpLambda", "config": {"name": "its_name"}, "inbound_nodes": [["input_1", 0, 0, {"y": 127.5}]]}]])
 def test_layers_that_cannot_be_followed_are_refused(tmp_path, layers):
@@ -973,7 +973,73 @@ def test_the_epsilon_of_a_file_of_keras_is_taken(tmp_path):
     refused(path_with(1e-3, 1.001e-5), "has batch normalizations with different ε")
 
 
-def own_keras_model(keras, order=(0, 1), relu=True, pool=True, classifier=("softmax",), shared=False):
+def nodes_of(form, sources):
+    """The inbound nodes of a layer that reads all of some layers, as Keras 2 or 3 describes them."""
+    if form == 2:
+        return [[[source, 0, 0, {}] for source in sources]] if sources else []
+    return [{"args": [[{"class_name": "__keras_tensor__", "config": {"keras_history": [source, 0, 0]}}
+                       for source in sources]], "kwargs": {}}] if sources else []
+
+
+def functional(name, form, layers, output):
+    """The description of a model of layers (name, description, what it reads), whose output is that of one layer."""
+    return {"class_name": "Functional", "name": name, "config": {
+        "name": name, "output_layers": [output, 0, 0] if form == 3 else [[output, 0, 0]],
+        "layers": [dict(layer, name=name, inbound_nodes=nodes_of(form, sources)) for name, layer, sources in layers]}}
+
+
+@pytest.mark.parametrize("form", [2, 3])
+@pytest.mark.parametrize("order, layer", [
+    (("pool", "added0", "added1"), None), (("pool", "added1", "added0"), "Concatenate"),
+    (("added0", "pool", "added1"), "Concatenate"), (("pool", "pool"), "Concatenate"),
+    (("pool", "mean"), "Concatenate"), (("pool", "nowhere"), "Concatenate")])
+def test_the_order_of_the_layers_in_a_file_of_keras_is_checked(tmp_path, form, order, layer):
+    """A model in a model, as for transfer learning, whose output is not that of the layer that is listed last."""
+    norm, relu = layer_of("BatchNormalization", epsilon=1e-3), layer_of("ReLU")
+    layers = [("input", layer_of("InputLayer"), [])] + [
+        (name, description, [before]) for name, description, before in zip(
+            ("pad", "conv", "norm", "relu", "pad1", "pool"), STEM + [norm] + POOLING,
+            ("input", "pad", "conv", "norm", "relu", "pad1"))]
+    for number, source in enumerate(("pool", "concat")):
+        chain = [("norm_a", norm), ("relu_a", relu), ("conv1_", layer_of("Conv2D", kernel_size=[1, 1], strides=[1, 1])),
+                 ("norm_b", norm), ("relu_b", relu), ("drop", layer_of("Dropout")),
+                 ("added", layer_of("Conv2D", kernel_size=[3, 3], strides=[1, 1], padding="same"))]
+        for name, description in chain:
+            layers.append((name + str(number), description, [source]))
+            source = name + str(number)
+        if number == 0:
+            layers.append(("concat", layer_of("Concatenate"), ["pool", "added0"]))
+    layers += [("mean", layer_of("GlobalAveragePooling2D"), ["relu"]), ("last", layer_of("Concatenate"), order)]
+    inner = functional("inner", form, layers + [("other", layer_of("GlobalAveragePooling2D"), ["relu"])], "last")
+    outer = functional("outer", form, [
+        ("image", layer_of("InputLayer"), []), ("inner", inner, ["image"]), ("norm", norm, ["inner"]),
+        ("relu", relu, ["norm"]), ("mean", layer_of("GlobalAveragePooling2D"), ["relu"]),
+        ("dense", layer_of("Dense", activation="linear"), ["mean"]), ("softmax", layer_of("Softmax"), ["dense"]),
+        ("float", layer_of("Activation", activation="linear"), ["softmax"])], "float")
+    path = write_archive(tmp_path / "a.keras", keras_layers(tiny_weights()), outer)
+    if layer:
+        refused(path, r"the layer its_name \(%s\) does not read what it reads there, or not in that order" % layer)
+    else:
+        assert pretrained.look_up(path, "model").settings["norm_epsilon"] == 1e-3
+
+
+def test_layers_that_pass_on_what_they_read_take_no_time(tmp_path):
+    """Each reads the one before twice."""
+    layers = [("0", layer_of("InputLayer"), [])]
+    layers += [(str(number), layer_of("Dropout"), [str(number - 1)] * 2) for number in range(1, 60)]
+    path = write_archive(tmp_path / "a.keras", keras_layers(tiny_weights()), functional("a", 3, layers, "59"))
+    assert pretrained.look_up(path, "model").settings["norm_epsilon"] == weight_files.KERAS_EPSILON
+
+
+@pytest.mark.parametrize("change", [dict(kernel_size=[float("inf"), 7]), dict(padding=[[float("inf")]])])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, change):
+    kind = "Conv2D" if "kernel_size" in change else "ZeroPadding2D"
+    path = write_archive(tmp_path / "a.keras", keras_layers(tiny_weights()), {"config": {
+        "layers": [layer_of(kind, **change)]}})
+    refused(path, r"cannot follow the layer its_name \(%s\)" % kind)
+
+
+def own_keras_model(keras, order=(0, 1), relu=True, pool=True, classifier=("softmax",), shared=False, output=None):
     """A DenseNet written with Keras' layers: two blocks of two layers, whose inputs are concatenated all at once.
 
     Args:
@@ -981,10 +1047,11 @@ def own_keras_model(keras, order=(0, 1), relu=True, pool=True, classifier=("soft
         relu: whether the features are rectified before they are averaged.
         pool: whether the transition pools.
         classifier: the activations behind the classifier, each a layer of its own.
-        shared: whether one layer rectifies in all places.
+        output: the classifier's own activation.
+        shared: whether one layer rectifies in all places, and one drops out.
     """
     layers = keras.layers
-    rectifier = layers.ReLU()
+    rectifier, dropout = layers.ReLU(), layers.Dropout(0.1)
 
     def rectified(x):
         return (rectifier if shared else layers.ReLU())(x)
@@ -1001,13 +1068,14 @@ def own_keras_model(keras, order=(0, 1), relu=True, pool=True, classifier=("soft
         found = [x]
         for place in [[0], order]:
             x = layers.Concatenate()([found[one] for one in place]) if len(found) > 1 else x
-            found.append(convolution(layers.Dropout(0.1)(convolution(x, 16, 1)), 4, 3, padding="same"))
+            x = (dropout if shared else layers.Dropout(0.1))(convolution(x, 16, 1))
+            found.append(convolution(x, 4, 3, padding="same"))
         x = layers.Concatenate()(found)
         if block == 0:
             x = convolution(x, 8, 1)
             x = layers.AveragePooling2D(2)(x) if pool else x
     x = layers.BatchNormalization(epsilon=1e-3)(x)
-    x = layers.Dense(5)(layers.GlobalAveragePooling2D()(rectified(x) if relu else x))
+    x = layers.Dense(5, activation=output)(layers.GlobalAveragePooling2D()(rectified(x) if relu else x))
     for activation in classifier:
         x = layers.Activation(activation)(x)
     return keras.Model(images, x)
@@ -1017,7 +1085,8 @@ def own_keras_model(keras, order=(0, 1), relu=True, pool=True, classifier=("soft
 @pytest.mark.parametrize("changes, layer", [
     (dict(), None), (dict(shared=True), None), (dict(order=(1, 0)), "Concatenate"),
     (dict(relu=False), "GlobalAveragePooling2D"), (dict(pool=False), "Concatenate"),
-    (dict(classifier=("softmax", "softmax")), "Activation"), (dict(classifier=("relu",)), "Activation")])
+    (dict(classifier=("softmax", "softmax")), "Activation"), (dict(classifier=("relu",)), "Activation"),
+    (dict(classifier=("softmax", "linear")), None), (dict(output="softmax"), "Activation")])
 def test_keras_models_are_followed_or_refused(tmp_path, changes, layer):
     keras = pytest.importorskip("keras", "3", reason="Keras 3 is not in this environment")
     model = own_keras_model(keras, **changes)
