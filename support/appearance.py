@@ -142,9 +142,12 @@ def _background_of(grey):
     scale = min(1, SMALL / max(grey.shape))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = _resized(grey, size)
-    frame, even = _frame_of(small), np.median(_frame_of(small))
-    fits = np.mean(np.abs(frame - even) < STROKE / 8)
-    if fits > 0.95:
+
+    def share_that_fits(background):
+        return np.mean(np.abs(_frame_of(small - background)) < STROKE / 8)
+
+    even = np.median(_frame_of(small))
+    if share_that_fits(even) > 0.95:
         return even
     reach = max(1, min(size) // 4)
     padded = Image.fromarray(np.pad(small, reach, "edge").clip(0, 255).round().astype(np.uint8))
@@ -154,8 +157,8 @@ def _background_of(grey):
            for places, side in zip(_places_of(np.abs(small - median)), small.shape)):
         return _resized(median, (width, height))
     curved = _quadratic_of(small)
-    return (_resized(curved, (width, height))
-            if np.mean(np.abs(_frame_of(small - curved)) < STROKE / 8) > fits + 0.2 else even)
+    is_better = share_that_fits(curved) > share_that_fits(even) + 0.2
+    return _resized(curved, (width, height)) if is_better else even
 
 
 def _quadratic_of(grey):

@@ -154,9 +154,7 @@ def choose(module, arguments=(), caller=None, **overrides):
         dataset = "folder"  # published weights are for photos
         constants = settings.constants_of(module, dataset)
     shipped = {name: settings.check(name, value, kinds) for name, value in SHIPPED[dataset].items()}
-    own = {name: value for name, value in constants.items()
-           if name in shipped and (value != shipped[name] or _is_made_plain(module, name))}
-    own.update(given)
+    own = dict(_edited(module, constants, shipped), **given)
 
     brought = {name: (settings.check(name, value, kinds), source)
                for source, values in _sources(dict(shipped, **own), start, dataset) for name, value in values.items()}
@@ -182,10 +180,17 @@ def choose(module, arguments=(), caller=None, **overrides):
                                  identities=identities, starting_point=start, earlier_run_name=earlier, **values)
 
 
-def _is_made_plain(module, name):
-    """Whether a constant has one value for all data sets where the shipped ones differ: edited, whatever the value."""
-    return not isinstance(getattr(module, name), settings.ByDataset) and any(
-        values[name] != SHIPPED["mnist"][name] for values in SHIPPED.values())
+def _edited(module, constants, shipped):
+    """{name: value} of the constants that are not the shipped ones.
+
+    A constant that has one value for all data sets, where the shipped values differ, is edited whatever its value.
+    """
+    def is_made_plain(name):
+        return not isinstance(getattr(module, name), settings.ByDataset) and any(
+            values[name] != SHIPPED["mnist"][name] for values in SHIPPED.values())
+
+    return {name: value for name, value in constants.items()
+            if name in shipped and (value != shipped[name] or is_made_plain(name))}
 
 
 def _check_lines(module, kinds):

@@ -104,8 +104,7 @@ def say_repeated(data):
         if count:
             say("%d of the %d %s images are also training images: %s"
                 % (count, len(data.digests[split]), split, figures[split]))
-    chosen_by = np.isin(data.digests["test"], data.digests["validation"])
-    count = np.count_nonzero(chosen_by & ~np.isin(data.digests["test"], data.digests["train"]))
+    count = repeated(data, np.setdiff1d(data.digests["validation"], data.digests["train"]))["test"]
     if count:
         say("%d of the %d test images are also validation images: %s"
             % (count, len(data.digests["test"]), figures["test"]))

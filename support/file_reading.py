@@ -14,8 +14,6 @@ from support import UserError
 
 GZIP_MAGIC = b"\x1f\x8b"
 MOST_DEFLATE_GAINS = 1032  # maximum ratio of decompressed to compressed size in the deflate format
-
-
 MOVE_AWAY = "move it away, and the right file is sought again"
 
 

@@ -123,7 +123,7 @@ def trained_network(choose, arguments=(), **overrides):
     config = choose(arguments, **overrides)
     directory, recorded = _recorded(config)
     if recorded is None or config.weights and not directory.checkpoints() + directory.checkpoints("best"):
-        return _network_without_run(choose, config, directory.path)
+        return _network_without_run(choose, config, directory)
     facts = recorded.pop("data", {})
     if "class_names" not in facts:
         raise UserError("%s was trained by an earlier version, which did not save what this needs: train it again, "
@@ -184,13 +184,13 @@ def _say_what_surprises(config, trained, run, facts, data_dir):
             % (run, data_dir, config.data_dir))
 
 
-def _network_without_run(choose, config, run):
-    """The TrainedNetwork where the settings `config` have no run at the path `run`: the run on digits, or the weights.
+def _network_without_run(choose, config, directory):
+    """The TrainedNetwork where a RunDirectory has no run of the settings `config`: the run on digits, or the weights.
 
     Raises:
-        UserError: there is neither, or the weights cannot be used as they are.
+        UserError: there is neither, or the weights cannot be used as they are; the run's settings cannot be read.
     """
-    directory = RunDirectory(run, {})
+    run = directory.path
     if directory.checkpoints() or directory.checkpoints("best"):
         raise UserError("%s has checkpoints but no readable settings.json, which tells what was trained: put it back, "
                         "or set run_name to another run" % run)

@@ -84,12 +84,28 @@ def sides(config, image_side):
         config: has the settings of the network as attributes.
         image_side: side of the images.
     """
-    _, stride, _, _, pool_padding = STEMS[config.stem]
-    found = [math.ceil(image_side / stride)]
-    side = found[0]
-    if pool_padding:
-        side = (side - 1) // 2 if pool_padding == "VALID" else math.ceil(side / 2)
-    return found + [side // 2 ** position for position in range(len(config.blocks))]
+    *_, pool_padding = STEMS[config.stem]
+    stem, *others = [side for side, _, _ in _maps(config, image_side)]
+    return [stem] + (others if pool_padding else [stem] + others)
+
+
+def _maps(config, image_side):
+    """Yields (side, middle, pitch) of the feature maps after each layer that can shrink them: the stem's convolution,
+    its pooling if it has one, each transition. In pixels of the image along an axis, `middle` is the place of a map's
+    first pixel, the middle of what it reads, and `pitch` the distance of its pixels."""
+    kernel, stride, padding, _, pool_padding = STEMS[config.stem]
+    layers = [(kernel, stride, padding)] + ([(3, 2, pool_padding)] if pool_padding else [])
+    side, middle, pitch = image_side, 0.5, 1
+    for kernel, stride, padding in layers + [(2, 2, "VALID")] * (len(config.blocks) - 1):
+        if padding == "SAME":  # TensorFlow's rule
+            after = math.ceil(side / stride)
+            before = max((after - 1) * stride + kernel - side, 0) // 2
+        else:
+            before = 0 if padding == "VALID" else padding
+            after = (side + 2 * before - kernel) // stride + 1
+        middle += pitch * ((kernel - 1) / 2 - before)
+        side, pitch = after, pitch * stride
+        yield side, middle, pitch
 
 
 def extent_of_maps(config, image_side):
@@ -102,18 +118,7 @@ def extent_of_maps(config, image_side):
         config: has the settings of the network as attributes.
         image_side: side of the images.
     """
-    kernel, stride, padding, _, pool_padding = STEMS[config.stem]
-    layers = [(kernel, stride, padding)] + ([(3, 2, pool_padding)] if pool_padding else [])
-    side, middle, pitch = image_side, 0.5, 1  # of a map; the place of its first pixel, and their distance, in the image
-    for kernel, stride, padding in layers + [(2, 2, "VALID")] * (len(config.blocks) - 1):
-        if padding == "SAME":  # TensorFlow's rule
-            after = math.ceil(side / stride)
-            before = max((after - 1) * stride + kernel - side, 0) // 2
-        else:
-            before = 0 if padding == "VALID" else padding
-            after = (side + 2 * before - kernel) // stride + 1
-        middle += pitch * ((kernel - 1) / 2 - before)
-        side, pitch = after, pitch * stride
+    *_, (side, middle, pitch) = _maps(config, image_side)
     start, length = (middle - pitch / 2) / image_side, side * pitch / image_side
     rows = start, start + length
     return rows, ((1 - length) / 2, (1 + length) / 2) if config.flip_average else rows

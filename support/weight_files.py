@@ -426,7 +426,7 @@ def _facts_of(model, path):
     factor, summand, epsilons, activation = np.ones(3), np.zeros(3), set(), "linear"
     for layer, part, sources in _layers_with_sources(model, [_IMAGES], itertools.count(1)) if model else ():
         kind, config = layer["class_name"], layer["config"]
-        if _is_idle(kind, config):
+        if part is None:
             continue
         scaled = _scaling(layer) if sources == [_IMAGES] else None
         if scaled is not None:
@@ -507,8 +507,10 @@ def _outputs_in(description):
 
 
 def _part_of(layer):
-    """The name of a layer in _PARTS, if it is there."""
+    """The name by which _PARTS may have a layer; None for a layer that does nothing, but in training."""
     kind, config = layer["class_name"], layer["config"]
+    if kind in _IDLE or kind.startswith("Random"):
+        return None
     if kind == "Conv2D":
         return "%sx%s convolution" % tuple(config["kernel_size"])
     if kind == "ZeroPadding2D":
@@ -516,11 +518,6 @@ def _part_of(layer):
     if kind == "Activation":
         return {"linear": None, "softmax": "Softmax"}.get(str(config["activation"]), "ReLU")
     return kind
-
-
-def _is_idle(kind, config):
-    """Whether a layer does nothing, but in training."""
-    return kind in _IDLE or kind.startswith("Random") or kind == "Activation" and config["activation"] == "linear"
 
 
 def _has_settings(config, part):
