@@ -58,7 +58,7 @@ SCHEDULES = ("constant", "steps", "cosine", "exponential")  # learning_rate() ha
 # by_dataset(a, cifar=b, folder=c): a for MNIST and the rest, b for CIFAR-10 and CIFAR-100, c for your own images.
 # A plain value is for all. A named network or an optimizer brings values, which edited and given ones replace.
 
-mode: one_of(("train", "evaluate", "predict", "export")) = "train"  # all but train need a trained run
+mode: one_of(("train", "evaluate", "predict", "export")) = "train"  # all but train need a trained run, or weights
 
 # Data
 dataset: one_of(tuple(DATASETS)) = "mnist"  # what to train on; folder: your own images, in data_dir
@@ -129,7 +129,7 @@ formats: some_of(("saved_model", "frozen", "tflite", "onnx")) = ("saved_model", 
 export_dir: path() = "export"  # where mode=export writes: export_dir/<run>/<step>
 images: paths() = ()  # what mode=predict classifies: image files and folders of them
 json: path(optional=True, tensorflow=False) = ""  # a file for the answers of mode=predict
-heatmaps: path(optional=True, tensorflow=False) = ""  # mode=predict: a folder for pictures of what the answer is due to
+heatmaps: path(optional=True, tensorflow=False) = ""  # mode=predict: a folder for a heat map of each image
 handwriting: boolean() = False  # mode=predict: make images of handwriting as MNIST's: white on black, cropped, centred
 
 # What a run writes; paths are relative to where the command is run

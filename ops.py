@@ -59,7 +59,7 @@ def _convolution(x, padding, weights, stride):
     height, width, channels, filters = weights.shape.as_list()
     rows, columns = (int(side) for side in x.shape[1:3])
     # Where only the centre of the kernel meets the image, a matrix product computes the same, faster on a CPU.
-    if height % 2 and width % 2 and (rows == columns == 1 or height == width == stride == 1):
+    if height % 2 and width % 2 and (rows == columns == 1 and padding == "SAME" or height == width == stride == 1):
         centre = tf.reshape(weights, [channels, filters]) if height == width == 1 else weights[height // 2, width // 2]
         product = tf.matmul(tf.reshape(x, [-1, channels]), centre)
         return tf.reshape(product, [-1, rows, columns, filters])

@@ -65,6 +65,8 @@ def differences(image, appearance, handwritten):
         appearance: of the training images, see `appearance_of`; empty for runs that did not record it.
         handwritten: whether the place and size of what is drawn matter, as in MNIST.
     """
+    if not appearance:
+        return []
     measures = measures_of(image)
 
     def beyond(name):
@@ -72,8 +74,6 @@ def differences(image, appearance, handwritten):
         low, _, high = appearance[name]
         return (measures[name] > high + TOLERANCE) - (measures[name] < low - TOLERANCE)
 
-    if not appearance:
-        return []
     if beyond("contrast") < 0:
         if measures["contrast"] > appearance["contrast"][0] / 2:
             return ["its contrast is lower than that of all training images"]

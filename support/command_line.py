@@ -11,7 +11,7 @@ import tensorflow.compat.v1 as tf
 
 from support import UserError, say, settings
 from support.interruption import WARNINGS, Stopped
-from support.optimizers import RECIPES, recipe_of
+from support.optimizers import FINE_TUNING, RECIPES, recipe_of
 
 HELP = {"--help", "-h", "help", "-help"}
 
@@ -52,7 +52,8 @@ def _show_help(module, arguments):
     say(settings.help_text(module, vars(config)))
     say("What an optimizer brings, where nothing else is given or edited:")
     for optimizer in RECIPES:
-        recipe = recipe_of(optimizer, config.augmentation, config.dataset)
+        recipe = dict(recipe_of(optimizer, config.augmentation, config.dataset),
+                      **FINE_TUNING[optimizer] if config.weights else {})
         if recipe:
             say("  optimizer=%s: %s" % (optimizer, " ".join("%s=%s" % (name, settings.shown(value))
                                                            for name, value in recipe.items())))

@@ -1,9 +1,9 @@
 """Which value does each setting of a run have, where does it come from, and what is the run called?
 
 From the weakest to the strongest: the constant's line for the data set, what `weights` bring of their network, what a
-named network brings, what an optimizer brings, the recipe for fine-tuning, an edited constant, the command line. A
-constant counts as edited if it is not the one in shipped_defaults.json; tests/record.py writes that file from the
-constants before a version is published.
+named network brings, what an optimizer brings, no views of test images that training does not have, the recipe for
+fine-tuning, an edited constant, the command line. A constant counts as edited if it is not the one in
+shipped_defaults.json; tests/record.py writes that file from the constants before a version is published.
 """
 
 import hashlib
@@ -114,7 +114,7 @@ HINTS = {settings.squashed(name): here for here, names in {
     "a line is printed for each epoch, and TensorBoard gets a point every 50 steps, or every shorter epoch":
         "verbose print_freq log_interval log_every log_freq print_every display_step quiet",
     "settings are given on the command line, or edited at the top of Densenet.py": "config cfg config_file",
-    "the checkpoint with the best validation accuracy is kept and used": "patience early_stopping save_best",
+    "the checkpoint that is best on validation (best_by) is kept and used": "patience early_stopping save_best",
     "checkpoint_minutes=10 saves every 10 minutes, and each epoch is saved": "save_every save_freq save_interval",
 }.items() for name in names.split()}
 

@@ -56,7 +56,7 @@ class Curves:
 
 
 def _rows_of(path):
-    """The rows of a file, {column: text}, without those whose step cannot be read. None where there is no file."""
+    """The rows of a file, {column: text}, without those whose step cannot be read; [] where there is no file."""
     try:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))

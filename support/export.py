@@ -65,7 +65,7 @@ class Network:
     train: Split = None
 
 
-def network_of(sess, images, probabilities, about, test, train=None):
+def frozen_network(sess, images, probabilities, about, test, train=None):
     """The Network in a session, from a placeholder to probabilities; the other arguments are those of a Network."""
     graph_def = tf.graph_util.convert_variables_to_constants(sess, sess.graph.as_graph_def(), [probabilities.op.name])
     return Network(rewritten(graph_def, [PROBABILITIES]), lambda pixels: sess.run(probabilities, {images: pixels}),

@@ -18,7 +18,7 @@ from support.configuration import VIEWS
 from support.data import SPLITS, Split, has_black_border, same_data, say_repeated, subset_of
 from support.evaluation import balanced_is_asked_for, evaluate_split
 from support.explanations import class_maps, classifier_kernel, feature_reuse, kernels_of
-from support.export import COMPARED, IMAGES, PROBABILITIES, check_absent, check_formats, network_of, write_network
+from support.export import COMPARED, IMAGES, PROBABILITIES, check_absent, check_formats, frozen_network, write_network
 from support.file_reading import composed, shortened
 from support.networks import NETWORKS, extent_of_maps
 from support.pictures import write_reuse_picture
@@ -448,7 +448,7 @@ def export(choose, prepare_data, inference, arguments=(), **overrides):
         check_absent(path, config.formats)  # now: the data may take long to prepare
         say("exporting %s to %s" % (used, os.path.dirname(path)))
         train, test = _splits_of(trained, prepare_data)
-        written = write_network(network_of(sess, images, probabilities, about, test, train), path, config.formats)
+        written = write_network(frozen_network(sess, images, probabilities, about, test, train), path, config.formats)
     return written
 
 

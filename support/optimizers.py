@@ -8,7 +8,7 @@ from support.variables import companions, move, update
 # The settings that `optimizer=NAME` brings. They replace the data set's values; given and edited settings replace them.
 RECIPES = {
     "adam": {},
-    # Rate and L2 decay that suit plain SGD; schedule, warm-up, epochs and batch stay those of the data set.
+    # Momentum, not Nesterov's, with its usual rate and L2 decay; the rest stays that of the data set.
     "sgd": dict(init_learning_rate=0.1, weight_decay=1e-4),
     # The recipe of the paper's section 4.2; recipe_of() adds what depends on the images
     "momentum": dict(init_learning_rate=0.1, schedule="steps", warmup=0.0, weight_decay=1e-4, label_smoothing=0.0,

@@ -27,13 +27,13 @@ from support.tensorboard import RunLogs
 from support.terminal import Progress, show_header
 from support.workers import Cluster
 
-HISTOGRAMS = 20  # times in a run
+HISTOGRAMS = 20  # times in a run, at most
 WAITING = 0.02  # share of the training time: if steps wait for their images for longer, the run says so
 POINT_STEPS = 50  # a point of the training curves is the mean of so many steps, or of those of a shorter epoch
 
 
 def histograms_are_due(epoch, total_epochs):
-    """Whether TensorBoard gets histograms after an epoch (from 1): HISTOGRAMS times in a run, evenly spread."""
+    """Whether TensorBoard gets histograms after an epoch (from 1): at most HISTOGRAMS times, evenly spread."""
     return epoch % math.ceil(total_epochs / HISTOGRAMS) == 0
 
 

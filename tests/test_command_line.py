@@ -81,6 +81,14 @@ def test_the_help_names_every_hyperparameter(capsys):
     assert "300 epochs" in meaning and "64" in meaning
 
 
+def test_the_help_has_what_an_optimizer_brings_to_weights(capsys):
+    assert main(["--help", "weights=imagenet", "dataset=folder"]) == 0
+    output = capsys.readouterr().out
+    assert re.search("optimizer=adam: .*init_learning_rate=0.001\n", output)
+    momentum = re.search("optimizer=momentum: (.*)\n", output).group(1).split()
+    assert {"init_learning_rate=0.005", "schedule=cosine", "batch_size=16", "total_epochs=15"} <= set(momentum)
+
+
 def test_spaces_around_the_equals_sign_do_not_matter(monkeypatch):
     monkeypatch.setattr(Densenet, "train", lambda arguments: found.append(Densenet.choose(arguments)))
     found = []

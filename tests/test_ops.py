@@ -126,6 +126,12 @@ def test_conv_layer(kernel, stride, padding):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("padding", ["VALID", 0])
+def test_a_map_that_is_smaller_than_the_kernel_is_an_error_without_padding(padding):
+    with pytest.raises(ValueError):
+        ops.conv_layer(tf.zeros([2, 1, 1, 4]), 5, 3, layer_name="conv", padding=padding)
+
+
 def test_initial_weights_depend_only_on_seed_and_name():
     def weights(seed, names):
         with tf.Graph().as_default():
