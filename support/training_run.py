@@ -302,6 +302,9 @@ class TrainingRun:
         if "best_by" in config.edited and len(self.data.validation) < LEAST_VALIDATION:
             say("best_by=%s has no effect: %d validation images are too few to choose weights by, which needs %d"
                 % (config.best_by, len(self.data.validation), LEAST_VALIDATION))
+        if config.trace_step and not step < config.trace_step <= self.total_steps:
+            say("trace_step=%d has no effect: steps %d to %d are trained" % (
+                config.trace_step, step + 1, self.total_steps))
         self._curves = Curves(os.path.join(self._folder, "curves.csv"), step)
         self._logs.open(step, sess.graph, dict(self._settings, total_epochs=config.total_epochs),
                         tested=step == self.total_steps and self._directory.read_json("result.json") is None)

@@ -467,6 +467,15 @@ def test_an_automatic_precision_is_resolved_once_and_kept(tiny_mnist, folder, mo
         Densenet.train(**dict(options, precision="float32"))
 
 
+def test_a_step_to_trace_that_is_not_trained_is_said(tiny_mnist, folder, capsys):
+    Densenet.train(arguments_for(tiny_mnist, "mine", trace_step=13))  # 2 epochs of 6 steps
+    assert "trace_step=13 has no effect: steps 1 to 12 are trained\n" in capsys.readouterr().out
+    Densenet.train(arguments_for(tiny_mnist, "mine", trace_step=13, total_epochs=3))
+    assert "trace_step=13 has no effect" not in capsys.readouterr().out
+    Densenet.train(arguments_for(tiny_mnist, "mine", trace_step=13, total_epochs=4))
+    assert "trace_step=13 has no effect: steps 19 to 24 are trained\n" in capsys.readouterr().out
+
+
 def test_the_header_shows_values_that_are_not_those_of_the_constants(tiny_mnist, folder, capsys):
     Densenet.train(arguments_for(tiny_mnist, "mine", optimizer="momentum", total_epochs=1))
     given, brought = [line for line in capsys.readouterr().out.splitlines() if line.startswith("settings ")]
