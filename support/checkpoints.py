@@ -59,8 +59,8 @@ class Checkpoints:
     def _save(self, session, folder, step, keep):
         # A finite loss can have an infinite gradient. Operations for this take seconds to build in a deep network.
         if not all(np.isfinite(value).all() for value in session.run(self._floating)):
-            raise UserError("step %d made weights infinite: lower init_learning_rate, or raise Adam's epsilon; this is "
-                            "not saved, the checkpoints before it are kept" % step)
+            raise UserError("step %d made weights infinite: lower init_learning_rate, or with "
+                            "optimizer=adam raise epsilon; this is not saved, earlier checkpoints are kept" % step)
         path = os.path.join(self.directory.path, folder)
         try:
             os.makedirs(path, exist_ok=True)

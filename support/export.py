@@ -28,6 +28,7 @@ from support.environment import quiet
 from support.graph_reading import pixels_of_files
 from support.graph_rewriting import import_copy, on_cpu, rewritten
 from support.machine import cores
+from support.run_directory import alone_in
 
 IMAGES, PROBABILITIES = "images", "probabilities"  # names of the nodes in an exported graph
 # What each format writes: {ending of the path: name in the table}
@@ -87,8 +88,21 @@ def check_absent(path, formats):
     """Raises UserError where a file that `write_network` would write is there already."""
     for ending in _endings(formats):
         if os.path.lexists(path + ending):
-            raise UserError("%s is there already, an export of the same checkpoint: move it away to make it anew"
-                            % (path + ending))
+            raise UserError("%s is there already: move it away to export to this place again" % (path + ending))
+
+
+def _check_neighbour(path, about):
+    """Raises UserError where the SavedModel of this name, whose model.json the other formats share, is of another
+    network. Exports of other versions may tell less."""
+    try:
+        with open(os.path.join(path, "model.json"), encoding="utf-8") as file:
+            there = json.load(file)
+    except (OSError, ValueError):
+        return
+    for name, value in json.loads(json.dumps(about)).items():
+        if name not in ("tensorflow", "versions") and name in there and there[name] != value:
+            raise UserError("%s is an export of another network, by %s in model.json: move it away, or set export_dir "
+                            "to another folder" % (path, name))
 
 
 def _endings(formats):
@@ -111,14 +125,35 @@ def write_network(network, path, formats):
         UserError: a file exists already, cannot be written, or computes something else than the network.
     """
     check_absent(path, formats)
+    _check_neighbour(path, network.about)
     endings = _endings(formats)
     if "-int8.tflite" in endings and network.train is None:
         say("no int8: it chooses its scales by the images that the network was trained on, which are not at hand")
         del endings["-int8.tflite"]
     pixels = _evenly(network.test.images, COMPARED)
-    expected, runs, differences = _in_batches(network.run, pixels), {}, {}
+    expected = _in_batches(network.run, pixels)
+    folder = os.path.dirname(path) or "."
     try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        os.makedirs(folder, exist_ok=True)
+        with alone_in(folder):
+            check_absent(path, formats)  # again: another process may have written them since
+            runs, differences = _written_all(network, endings, path, pixels, expected)
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError("cannot write %s (%s): make room there, or set export_dir to another folder" % (
+            path, getattr(error, "strerror", None) or getattr(error, "message", str(error)))) from None
+    for line in _table(network, path, endings, runs, differences):
+        say(line)
+    return tuple(path + ending for ending in endings)
+
+
+def _written_all(network, endings, path, pixels, expected):
+    """Writes each file, and gives it its name if it computes `expected` from `pixels`.
+
+    Returns:
+        ({ending: the function that runs the file}, {ending: the largest difference of its probabilities}).
+    """
+    runs, differences = {}, {}
+    try:
         for ending, name in endings.items():
             new = path + ending + ".new"
             _remove(new)  # left over by a killed process
@@ -128,15 +163,10 @@ def write_network(network, path, formats):
                 raise UserError("%s gives other probabilities than the network, by up to %.2g, so that it was not "
                                 "written: leave this format out, and report it" % (name, differences[ending]))
             os.replace(new, path + ending)
-    except (OSError, tf.errors.OpError) as error:
-        raise UserError("cannot write %s (%s): make room there, or set export_dir to another folder" % (
-            path, getattr(error, "strerror", None) or getattr(error, "message", str(error)))) from None
+        return runs, differences
     finally:
         for ending in endings:
             _remove(path + ending + ".new")
-    for line in _table(network, path, endings, runs, differences):
-        say(line)
-    return tuple(path + ending for ending in endings)
 
 
 def _written(network, ending, path, pixels):

@@ -325,7 +325,7 @@ def _of_run(folder):
     few = isinstance(images, int) and images < LEAST_VALIDATION
     for _, checkpoint in newest + best if few else best + newest:
         with contextlib.suppress(_Skipped):
-            return _of_checkpoint(checkpoint, name=os.path.basename(os.path.abspath(folder)))
+            return _of_checkpoint(checkpoint, name=os.path.basename(run_of(checkpoint)))  # model/<run>/best, too
     raise UserError("%s has no intact checkpoint%s" % (folder, "" if best + newest else " yet: train it first"))
 
 

@@ -79,6 +79,26 @@ def locked(folder, name="lock", lines=(), check=None):
     return lock
 
 
+@contextlib.contextmanager
+def alone_in(folder):
+    """Keeps other exports from a folder, which gets no lock file, where the system can lock it.
+
+    Raises:
+        UserError: another process exports to it.
+    """
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError("another process exports to %s: wait for it, then try again" % folder) from None
+            except OSError:  # some network file systems do not support locks
+                pass
+        yield
+
+
 class RunDirectory:
     """The directory `model_dir/run_name` of a run. As a context manager, locks it for one process at a time.
 

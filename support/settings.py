@@ -270,6 +270,7 @@ def file_name(optional=False):
     def parse(given):
         if optional and given == "":
             return given
+        given = given.rstrip("/")  # of a folder, completed by the shell
         if not re.fullmatch(r"[\w=,+-][\w=,.+-]{,199}", given) or len(given.encode()) > 255:  # of file systems
             raise ValueError
         return given

@@ -1,6 +1,7 @@
 """What does the terminal show while a run trains?"""
 
 import contextlib
+import shlex
 import sys
 import time
 
@@ -110,7 +111,7 @@ def show_header(config, data, parameters, cluster, devices, model_folder, log_fo
     count, left_over = divmod(len(data.train), config.batch_size)
     say("steps    %d per epoch, of %d images%s" % (count, config.batch_size, left_over and (
         "; each epoch leaves out %d other images" % left_over) or ""))
-    say("logs     %s (to see them: tensorboard --logdir %s)" % (log_folder, config.log_dir))
+    say("logs     %s (to see them: tensorboard --logdir %s)" % (log_folder, shlex.quote(config.log_dir)))
     say("model    %s" % model_folder)
 
 

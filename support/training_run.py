@@ -344,8 +344,8 @@ class TrainingRun:
         """
         now = time.monotonic()
         if not math.isfinite(loss):
-            raise UserError("the loss is %s at step %d, epoch %d, learning rate %g: lower init_learning_rate or raise "
-                            "epsilon; the checkpoints before it are kept"
+            raise UserError("the loss is %s at step %d, epoch %d, learning rate %g: lower init_learning_rate, or "
+                            "with optimizer=adam raise epsilon; earlier checkpoints are kept"
                             % (loss, step, (step - 1) // self.steps_per_epoch + 1, rate))
         if self._clock is not None:
             self._train_seconds += now - self._clock
@@ -425,8 +425,9 @@ class TrainingRun:
             UserError: the loss is not finite.
         """
         if not math.isfinite(evaluation.loss):
-            raise UserError("the %s loss is %s after step %d: lower init_learning_rate, or raise Adam's epsilon; the "
-                            "checkpoints before it are kept" % (split, evaluation.loss, step))
+            raise UserError("the %s loss is %s after step %d: lower init_learning_rate, or with "
+                            "optimizer=adam raise epsilon; earlier checkpoints are kept"
+                            % (split, evaluation.loss, step))
         self._evaluations[split] = evaluation
         if self.cluster.is_chief:
             self._logs.evaluation(split, step, evaluation, getattr(self.data, split).images, self.data.class_names,

@@ -148,6 +148,7 @@ def test_a_long_run_name_is_shortened_and_stays_distinct():
     assert all(name.startswith("mnist-shift=5-rotation=12.5-network=densenet_bc_100_12-") for name in names)
     assert names[0] == Densenet.choose(seed=100, **given).run_name
     assert all(settings.file_name().parse(name) == name for name in names)
+    assert settings.file_name().parse("pets/") == "pets"  # as the shell completes a folder
 
 
 def test_image_size_is_refused_where_it_has_no_effect():

@@ -1,5 +1,6 @@
 """Exported files: each computes what the network computes, gets its name only then, and never replaces another."""
 
+import dataclasses
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from support import UserError, export
 from support.data import Split
 from support.export import PROBABILITIES, Network, check_formats, write_network
 from support.graph_rewriting import rewritten
+from support.run_directory import alone_in
 
 TENSORFLOW_2 = pytest.mark.skipif(tf.VERSION.startswith("1."), reason="TensorFlow 1.15 cannot write all of them")
 NAMES = ["cat", "grün", "two\nlines"]
@@ -147,6 +149,20 @@ def test_nothing_is_replaced_and_nothing_half_written_stays(folder):
     assert write_network(network, "7", ("frozen",)) == ("7.pb",)  # another format
     with pytest.raises(UserError, match="cannot write .*make room there, or set export_dir"):
         write_network(network, os.path.join("7.pb", "7"), ("frozen",))
+
+
+def test_an_export_waits_for_no_other_and_mixes_no_networks(folder):
+    network = network_on()
+    with alone_in("."), pytest.raises(UserError, match="another process exports to .: wait for it"):
+        write_network(network, "7", ("saved_model",))
+    assert os.listdir(".") == []
+    write_network(network, "7", ("saved_model",))
+    other = dataclasses.replace(network, about=dict(network.about, class_names=["x", "y", "z"]))
+    with pytest.raises(UserError, match="^7 is an export of another network, by class_names in model.json: move it"):
+        write_network(other, "7", ("frozen",))
+    assert os.listdir(".") == ["7"]
+    versions = dataclasses.replace(network, about=dict(network.about, tensorflow="0", versions={}))
+    assert write_network(versions, "7", ("frozen",)) == ("7.pb",)
 
 
 @pytest.mark.parametrize("spoilt", ["graph", "reading"])

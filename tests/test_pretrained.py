@@ -697,6 +697,7 @@ def test_a_checkpoint_is_found_by_its_path(folder, ending):
     assert bias_of("model/pets/dense.ckpt-10" + ending) == 1
     assert bias_of("model/pets/best/dense.ckpt-20" + ending) == 2
     assert pretrained.look_up("model/pets/best/dense.ckpt-20", "model").settings["norm_epsilon"] == 0.002
+    assert pretrained.look_up("model/pets/best", "model").identity == "pets"
 
 
 def test_a_checkpoint_without_its_run(folder, capsys):
