@@ -93,14 +93,14 @@ def check_absent(path, formats):
 
 def _check_neighbour(path, about):
     """Raises UserError where the SavedModel of this name, whose model.json the other formats share, is of another
-    network. Exports of other versions may tell less."""
+    network. One checkpoint may have two places; exports of other versions may tell less."""
     try:
         with open(os.path.join(path, "model.json"), encoding="utf-8") as file:
             there = json.load(file)
     except (OSError, ValueError):
         return
     for name, value in json.loads(json.dumps(about)).items():
-        if name not in ("tensorflow", "versions") and name in there and there[name] != value:
+        if name not in ("checkpoint", "tensorflow", "versions") and name in there and there[name] != value:
             raise UserError("%s is an export of another network, by %s in model.json: move it away, or set export_dir "
                             "to another folder" % (path, name))
 

@@ -153,6 +153,7 @@ def test_nothing_is_replaced_and_nothing_half_written_stays(folder):
 
 def test_an_export_waits_for_no_other_and_mixes_no_networks(folder):
     network = network_on()
+    network.about["checkpoint"] = "dense.ckpt-7"
     with alone_in("."), pytest.raises(UserError, match="another process exports to .: wait for it"):
         write_network(network, "7", ("saved_model",))
     assert os.listdir(".") == []
@@ -161,8 +162,8 @@ def test_an_export_waits_for_no_other_and_mixes_no_networks(folder):
     with pytest.raises(UserError, match="^7 is an export of another network, by class_names in model.json: move it"):
         write_network(other, "7", ("frozen",))
     assert os.listdir(".") == ["7"]
-    versions = dataclasses.replace(network, about=dict(network.about, tensorflow="0", versions={}))
-    assert write_network(versions, "7", ("frozen",)) == ("7.pb",)
+    same = dict(network.about, tensorflow="0", versions={}, checkpoint="best/dense.ckpt-7")
+    assert write_network(dataclasses.replace(network, about=same), "7", ("frozen",)) == ("7.pb",)
 
 
 @pytest.mark.parametrize("spoilt", ["graph", "reading"])

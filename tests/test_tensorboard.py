@@ -368,7 +368,7 @@ def test_a_long_run_has_a_limited_number_of_histograms():
 @pytest.mark.once
 def test_nan_gradients_get_the_error_message_of_the_loss(tiny_mnist, folder):
     """A histogram of NaN gradients must not raise its own error."""
-    with pytest.raises(UserError, match="lower init_learning_rate, or raise Adam.s epsilon"):
+    with pytest.raises(UserError, match="lower init_learning_rate, or with optimizer=adam raise epsilon"):
         Densenet.train(arguments_for(tiny_mnist, "mine", optimizer="momentum", init_learning_rate=100.0)
                        + ["batch_size=300", "total_epochs=20"])
 
