@@ -22,6 +22,7 @@ OF_A_NETWORK = dict(class_names="classes are", image_shape="images have the shap
                     norm_epsilon="norm_epsilon is")
 # The errors that restoring raises for a damaged or missing file; ValueError: the index file is missing.
 DAMAGED = (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.NotFoundError, ValueError)
+AFTER_DIVERGING = "lower init_learning_rate, or with optimizer=adam raise epsilon"  # what the user can do
 
 
 def step_of(checkpoint):
@@ -59,8 +60,8 @@ class Checkpoints:
     def _save(self, session, folder, step, keep):
         # A finite loss can have an infinite gradient. Operations for this take seconds to build in a deep network.
         if not all(np.isfinite(value).all() for value in session.run(self._floating)):
-            raise UserError("step %d made weights infinite: lower init_learning_rate, or with "
-                            "optimizer=adam raise epsilon; this is not saved, earlier checkpoints are kept" % step)
+            raise UserError("step %d made weights infinite: %s; this is not saved, earlier checkpoints are kept"
+                            % (step, AFTER_DIVERGING))
         path = os.path.join(self.directory.path, folder)
         try:
             os.makedirs(path, exist_ok=True)

@@ -84,11 +84,12 @@ def check_formats(formats):
                         % " and ".join(missing))
 
 
-def check_absent(path, formats):
-    """Raises UserError where a file that `write_network` would write is there already."""
+def check_absent(path, formats, about):
+    """Raises UserError where a file that `write_network` would write is there, or the SavedModel of another network."""
     for ending in _endings(formats):
         if os.path.lexists(path + ending):
             raise UserError("%s is there already: move it away to export to this place again" % (path + ending))
+    _check_neighbour(path, about)
 
 
 def _check_neighbour(path, about):
@@ -122,10 +123,8 @@ def write_network(network, path, formats):
     Returns:
         the paths that were written, in the order of FORMATS.
     Raises:
-        UserError: a file exists already, cannot be written, or computes something else than the network.
+        UserError: as `check_absent`; a file cannot be written, or computes something else than the network.
     """
-    check_absent(path, formats)
-    _check_neighbour(path, network.about)
     endings = _endings(formats)
     if "-int8.tflite" in endings and network.train is None:
         say("no int8: it chooses its scales by the images that the network was trained on, which are not at hand")
@@ -136,7 +135,7 @@ def write_network(network, path, formats):
     try:
         os.makedirs(folder, exist_ok=True)
         with alone_in(folder):
-            check_absent(path, formats)  # again: another process may have written them since
+            check_absent(path, formats, network.about)
             runs, differences = _written_all(network, endings, path, pixels, expected)
     except (OSError, tf.errors.OpError) as error:
         raise UserError("cannot write %s (%s): make room there, or set export_dir to another folder" % (

@@ -445,7 +445,7 @@ def export(choose, prepare_data, inference, arguments=(), **overrides):
                      checkpoint=trained.name(), norm_epsilon=config.norm_epsilon, tensorflow=tf.VERSION,
                      versions={"tensorflow": tf.VERSION, "numpy": np.__version__, "pillow": PIL.__version__})
         path = os.path.join(config.export_dir, config.run_name, str(trained.step))
-        check_absent(path, config.formats)  # now: the data may take long to prepare
+        check_absent(path, config.formats, about)  # now: the data may take long to prepare
         say("exporting %s to %s" % (used, os.path.dirname(path)))
         train, test = _splits_of(trained, prepare_data)
         written = write_network(frozen_network(sess, images, probabilities, about, test, train), path, config.formats)

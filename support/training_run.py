@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 
 from support import UserError, pretrained, say
 from support.appearance import appearance_of
-from support.checkpoints import LEAST_VALIDATION, Checkpoints
+from support.checkpoints import AFTER_DIVERGING, LEAST_VALIDATION, Checkpoints
 from support.configuration import identity
 from support.curves import Curves
 from support.data import FACTS, normalize_by, repeated, same_data, say_repeated
@@ -344,9 +344,8 @@ class TrainingRun:
         """
         now = time.monotonic()
         if not math.isfinite(loss):
-            raise UserError("the loss is %s at step %d, epoch %d, learning rate %g: lower init_learning_rate, or "
-                            "with optimizer=adam raise epsilon; earlier checkpoints are kept"
-                            % (loss, step, (step - 1) // self.steps_per_epoch + 1, rate))
+            raise UserError("the loss is %s at step %d, epoch %d, learning rate %g: %s; earlier checkpoints are kept"
+                            % (loss, step, (step - 1) // self.steps_per_epoch + 1, rate, AFTER_DIVERGING))
         if self._clock is not None:
             self._train_seconds += now - self._clock
             self._timed_steps += 1
@@ -425,9 +424,8 @@ class TrainingRun:
             UserError: the loss is not finite.
         """
         if not math.isfinite(evaluation.loss):
-            raise UserError("the %s loss is %s after step %d: lower init_learning_rate, or with "
-                            "optimizer=adam raise epsilon; earlier checkpoints are kept"
-                            % (split, evaluation.loss, step))
+            raise UserError("the %s loss is %s after step %d: %s; earlier checkpoints are kept"
+                            % (split, evaluation.loss, step, AFTER_DIVERGING))
         self._evaluations[split] = evaluation
         if self.cluster.is_chief:
             self._logs.evaluation(split, step, evaluation, getattr(self.data, split).images, self.data.class_names,
